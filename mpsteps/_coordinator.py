@@ -1,0 +1,359 @@
+"""The one loop: what happened goes to the scheduler, what it commands is carried out.
+
+A turn, in this order, which is the order that makes every crash and every reader right:
+
+1. wait once, for everything (replies, deaths, calls from other threads, signals, timers);
+2. for each step that ended: merge its changes, record it, announce it; then let the scheduler release others, so that
+   no dependent is sent before the state it must see is there;
+3. write all records of the turn as one frame (`work.commit()`), among them *started* of what is about to be sent;
+4. send. A crash between 3 and 4 leaves steps recorded as started that never ran: in doubt, never lost or doubled.
+
+The coordinator knows neither protocols nor futures: what a step means is up to its `Work`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import signal
+import time
+import typing
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional, Tuple
+
+from mpsteps._core.events import (
+    Closed,
+    Command,
+    Dispatch,
+    Event,
+    Retry,
+    Revoke,
+    Running,
+    StepFailed,
+    StepInteractive,
+    StepsFinished,
+    StepsReturned,
+    StopRequested,
+    WorkerLost,
+    WorkerReady,
+)
+from mpsteps._core.scheduler import Scheduler
+from mpsteps._core.steps import LOCAL, Status
+from mpsteps._ipc import wire
+from mpsteps._ipc.wire import Failure
+from mpsteps.engines.base import Engine, EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
+from mpsteps.errors import EngineError, InternalError
+
+TERM_SECONDS = 2.0
+"""A step that ran out of time gets SIGTERM, and after this many seconds SIGKILL."""
+
+
+class Work(typing.Protocol):
+    """What the steps are: their messages, and what is to be done when they end. Called by the coordinator's thread."""
+
+    def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Message | Failure:
+        """The message that runs a step; a Failure if it cannot travel."""
+
+    def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
+        """These steps are about to be sent."""
+
+    def run_local(self, step: int, message: Message) -> None:
+        """Run a step in this process, beside the loop; `Coordinator.post(Replies(LOCAL, [reply]))` when it is done."""
+
+    def running(self, step: int) -> None:
+        """A worker begins this step."""
+
+    def finished(self, worker: int, pid: int, step: int, seconds: float, cpu: float, extras: Any) -> Optional[Failure]:
+        """A step ended well: take in value and changes. A Failure: they could not be taken in."""
+
+    def failed(self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float, extras: Any, failure: Failure) -> None:  # noqa: E501
+        """An attempt failed; `closed` or `retry` follows."""
+
+    def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
+        """The fate of these steps is sealed."""
+
+    def retry(self, step: int, attempt: int) -> None:
+        """Another attempt will be made after this one."""
+
+    def returned(self, steps: Tuple[int, ...]) -> None:
+        """Steps that were sent have not been begun and wait again."""
+
+    def worker_up(self, worker: int, pid: int) -> None:
+        """A worker is there."""
+
+    def worker_gone(self, worker: int) -> None:
+        """A worker is no more."""
+
+    def answer(self, worker: int, step: int, name: str, parcel: bytes) -> bytes:
+        """Answer a request of a running step with a parcel of (good, value)."""
+
+    def timeout(self, step: int) -> Optional[float]:
+        """Seconds that a step may run."""
+
+    def is_interactive(self, step: int) -> bool:
+        """Whether the step, once it ran, waits for a person."""
+
+    def commit(self) -> None:
+        """Write down what was recorded since the last call."""
+
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do or to wait for."""
+
+    def next_call(self, now: float) -> Optional[float]:
+        """When (monotonic seconds) `on_time` wants to be called; None: not."""
+
+    def on_time(self, now: float) -> None:
+        """The time has come."""
+
+
+class Coordinator:
+    """Runs steps on an engine until its work is over. One thread calls `run`; any thread may `post`."""
+
+    def __init__(self, scheduler: Scheduler, engine: Engine, work: Work) -> None:
+        self.scheduler = scheduler
+        self.engine = engine
+        self.work = work
+        self._inbox: Deque[Any] = deque()  # from other threads: events, happenings, callables
+        self._dispatches: List[Dispatch] = []
+        self._deadlines: List[Tuple[float, int, int, int]] = []  # (when, worker, step, signal to send then)
+        self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
+        self.killed = False  # everything is being ended at once
+        self.changes_posted = 0  # how often somebody changed the graph from outside (for who wants to notice)
+
+    # --------------------------------------------------------------- from any thread
+
+    def post(self, item: Any) -> None:
+        """Hand the loop an event, a Replies or a callable; it takes them in order."""
+        self._inbox.append(item)
+        self.engine.wake()
+
+    # ----------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Until the work is over. Raises EngineError when no more workers can be had."""
+        self.engine.start()
+        while True:
+            self.settle()
+            if self.work.is_over():
+                return
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for something to happen and take it in."""
+        for happening in self.engine.wait(0 if self._inbox else self._seconds_to_wait()):
+            self._take(happening)
+        self.take_inbox()
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            self._out_of_time(heapq.heappop(self._deadlines))
+        call = self.work.next_call(now)
+        if call is not None and call <= now:
+            self.work.on_time(now)
+
+    def has_post(self) -> bool:
+        """Whether something posted waits to be taken in."""
+        return bool(self._inbox)
+
+    def take_inbox(self) -> None:
+        """Take in what other threads (or the loop's own callbacks) have posted."""
+        inbox = self._inbox
+        while inbox:
+            item = inbox.popleft()
+            if isinstance(item, Replies):
+                self._take(item)
+            elif isinstance(item, tuple):
+                self.handle(typing.cast(Event, item))
+            else:
+                item()
+
+    def handle(self, event: Event) -> None:
+        """Tell the scheduler and do what it commands."""
+        self._do(self.scheduler.handle(event))
+
+    def stop_starting(self) -> None:
+        """No new step starts."""
+        self.handle(StopRequested())
+
+    def kill_all(self, why: Failure) -> None:
+        """End what runs, now: every running step fails for this reason."""
+        self.killed = True
+        self.stop_starting()
+        for worker, lane in self.scheduler.lanes():
+            if worker != LOCAL and lane:
+                self._condemned[worker] = why
+                self.engine.kill(worker, signal.SIGKILL)
+
+    def settle(self) -> None:
+        """Send what the scheduler has assigned, after it has been written down."""
+        while self._dispatches:
+            dispatches, self._dispatches = self._dispatches, []
+            ready = [self._messages(d.worker, d.steps) for d in dispatches]
+            self.work.commit()
+            for worker, messages in ready:
+                if worker == LOCAL:
+                    for message in messages:
+                        self.work.run_local(message[0], message)
+                elif messages:
+                    self.engine.send(worker, messages)
+            self.take_inbox()
+        self.work.commit()
+
+    def _seconds_to_wait(self) -> Optional[float]:
+        times = [self._deadlines[0][0]] if self._deadlines else []
+        call = self.work.next_call(time.monotonic())
+        if call is not None:
+            times.append(call)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    # --------------------------------------------------------------------- commands
+
+    def _do(self, commands: List[Command]) -> None:
+        work = self.work
+        for command in commands:
+            kind = type(command)
+            if kind is Dispatch:
+                self._dispatches.append(command)  # type: ignore[arg-type]
+            elif kind is Closed:
+                work.closed(*command)  # type: ignore[arg-type]
+            elif kind is Running:
+                self._running(*command)  # type: ignore[arg-type]
+            elif kind is Retry:
+                work.retry(*command)  # type: ignore[arg-type]
+            elif kind is Revoke:
+                self.engine.revoke(command[0])
+
+    def _running(self, worker: int, step: int) -> None:
+        self.work.running(step)
+        seconds = self.work.timeout(step)
+        if seconds is not None and worker != LOCAL and self.engine.by_value:
+            heapq.heappush(self._deadlines, (time.monotonic() + seconds, worker, step, signal.SIGTERM))
+
+    def _messages(self, worker: int, steps: Tuple[int, ...]) -> Tuple[int, List[Message]]:
+        """The messages for steps that travel; the others fail here and now."""
+        work, scheduler = self.work, self.scheduler
+        messages: List[Message] = []
+        sent: List[int] = []
+        attempt = 1
+        for step in steps:
+            attempt = scheduler.attempt(step)
+            message = work.message(worker, step, attempt, scheduler.slots.gpus_of(step))
+            if type(message) is Failure:
+                self._attempt_failed(worker, step, 0.0, 0.0, None, message, final=True)
+            else:
+                messages.append(message)
+                sent.append(step)
+        if sent:
+            work.dispatching(self.engine.pid(worker), attempt, tuple(sent))
+        return worker, messages
+
+    # ---------------------------------------------------------------------- happenings
+
+    def _take(self, happening: Happening) -> None:
+        if isinstance(happening, Replies):
+            self._replies(happening.worker, happening.messages)
+        elif isinstance(happening, WorkerUp):
+            self.work.worker_up(happening.worker, happening.pid)
+            self.handle(WorkerReady(happening.worker))
+        elif isinstance(happening, WorkerGone):
+            self._worker_gone(happening)
+        elif isinstance(happening, EngineFailed):
+            raise EngineError(happening.reason)
+        else:
+            raise InternalError(f"an engine told {happening!r}")
+
+    def _replies(self, worker: int, messages: List[Message]) -> None:
+        """Replies of one lane, in order; finished steps are told to the scheduler together."""
+        work, pid = self.work, self.engine.pid(worker)
+        steps: List[int] = []
+        seconds: List[float] = []
+        for m in messages:
+            step = m[0]
+            failure: Optional[Failure] = None
+            if step < 0:
+                self._flush(worker, steps, seconds)
+                self._control(worker, m)
+                continue
+            extras = m[3] if len(m) > 3 else None
+            if len(m) == 5:
+                failure = Failure(*m[4])
+            else:
+                failure = work.finished(worker, pid, step, m[1], m[2], extras)
+                extras = None
+            if failure is not None:
+                self._flush(worker, steps, seconds)
+                self._attempt_failed(worker, step, m[1], m[2], extras, failure)
+            elif work.is_interactive(step):
+                self._flush(worker, steps, seconds)
+                self.handle(StepInteractive(worker, step))
+            else:
+                steps.append(step)
+                seconds.append(m[1])
+        self._flush(worker, steps, seconds)
+
+    def _flush(self, worker: int, steps: List[int], seconds: List[float]) -> None:
+        if steps:
+            self.handle(StepsFinished(worker, tuple(steps), tuple(seconds)))
+            steps.clear()
+            seconds.clear()
+
+    def _control(self, worker: int, message: Message) -> None:
+        what = -message[0]
+        if what == wire.RETURNED:
+            self.work.returned((message[1],))
+            self.handle(StepsReturned(worker, (message[1],)))
+        elif what == wire.REQUEST:
+            answer = self.work.answer(worker, *message[1:])
+            self.engine.send(worker, [(-wire.ANSWER, answer)])
+        else:
+            raise InternalError(f"worker {worker} said {message!r}")
+
+    def _attempt_failed(
+        self, worker: int, step: int, seconds: float, cpu: float, extras: Any, failure: Failure, final: bool = False
+    ) -> None:
+        pid = failure.pid or self.engine.pid(worker)
+        attempt = self.scheduler.attempt(step)
+        self.work.failed(worker, pid, step, attempt, seconds, cpu, extras, failure)
+        self.handle(StepFailed(worker, step, final))
+
+    def _worker_gone(self, gone: WorkerGone) -> None:
+        """One victim: the step it was running. What it had finished counts, what it had not begun goes back."""
+        work, worker = self.work, gone.worker
+        for step in gone.done:
+            work.finished(worker, gone.pid, step, 0.0, 0.0, None)
+        if gone.done:
+            self.handle(StepsFinished(worker, gone.done))
+        why = self._condemned.pop(worker, None)
+        if gone.began is not None:
+            failure = why or Failure("lost", "StepLost", _how_lost(gone))
+            failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log)
+            attempt = self.scheduler.attempt(gone.began)
+            work.failed(worker, gone.pid, gone.began, attempt, 0.0, 0.0, {"peak_kib": gone.peak_kib}, failure)
+        back = tuple(s for s in self.scheduler.lane(worker) if s != gone.began)
+        if back:
+            work.returned(back)
+        if self.scheduler.knows(worker):
+            self.handle(WorkerLost(worker, gone.began, final=self.killed))
+        work.worker_gone(worker)
+
+    def _out_of_time(self, deadline: Tuple[float, int, int, int]) -> None:
+        """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""
+        when, worker, step, number = deadline
+        if step not in self.scheduler.lane(worker):
+            return  # it ended in time
+        seconds = self.work.timeout(step)
+        self._condemned[worker] = Failure(
+            "timeout", "StepTimeout", f"it ran longer than its timeout of {seconds:g} s and was killed"
+        )
+        self.engine.kill(worker, number)
+        if number != signal.SIGKILL:
+            heapq.heappush(self._deadlines, (when + TERM_SECONDS, worker, step, signal.SIGKILL))
+
+
+def _how_lost(gone: WorkerGone) -> str:
+    from mpsteps.engines.processes import describe_exit
+
+    if gone.exitcode is None:
+        return "its worker process died (the process that starts workers was killed)"
+    if gone.exitcode >= 0:
+        return f"its worker process ended with exit code {gone.exitcode} while the step ran (os._exit, or a library's)"
+    return f"its worker process was {describe_exit(gone.exitcode)} while the step ran"
+

@@ -1,0 +1,157 @@
+"""What happened (events) and what to do (commands).
+
+========================  ====================================================================
+event                     commands that may answer it
+========================  ====================================================================
+StepAdded                 Dispatch, Closed (skipped at once: a prerequisite has failed)
+PrerequisitesAdded        Closed
+StepReleased              Dispatch
+StepHeld                  --
+StepRestored              Dispatch
+WorkerReady               Dispatch
+StepsFinished             Closed, Dispatch
+StepFailed                Closed, Retry, Dispatch, Revoke (the run stops)
+StepInteractive           Closed, Revoke
+StepsReturned             Dispatch
+WorkerLost                Closed, Retry, Dispatch, Revoke
+StopRequested             Revoke
+========================  ====================================================================
+
+Every `Dispatch` to an empty lane, and every answer that leaves steps in a lane, is followed by `Running`.
+Each `Dispatch(worker, steps)` is answered, for each of its steps, by exactly one of StepsFinished, StepFailed,
+StepInteractive, StepsReturned or WorkerLost.
+"""
+
+from __future__ import annotations
+
+from typing import Hashable, NamedTuple, Optional, Tuple, Union
+
+from mpsteps._core.steps import PLAIN, Demand, Status
+
+
+class StepAdded(NamedTuple):
+    """A step exists: its 1-based id, the ids it waits for, and the key under which its duration is learned."""
+
+    step: int
+    prerequisites: Tuple[int, ...] = ()
+    held: bool = False
+    demand: Demand = PLAIN
+    function: Hashable = None
+
+
+class PrerequisitesAdded(NamedTuple):
+    """A step that has not been dispatched waits for more steps."""
+
+    step: int
+    prerequisites: Tuple[int, ...]
+
+
+class StepReleased(NamedTuple):
+    """A held step may run when its prerequisites have finished."""
+
+    step: int
+
+
+class StepHeld(NamedTuple):
+    """A step that has not been dispatched is to wait until it is released."""
+
+    step: int
+
+
+class StepRestored(NamedTuple):
+    """The journal of an earlier session says that this step has finished."""
+
+    step: int
+
+
+class WorkerReady(NamedTuple):
+    """A worker can take steps."""
+
+    worker: int
+
+
+class StepsFinished(NamedTuple):
+    """Steps of one lane finished, in lane order; `seconds` has the duration of each."""
+
+    worker: int
+    steps: Tuple[int, ...]
+    seconds: Tuple[float, ...] = ()
+
+
+class StepFailed(NamedTuple):
+    """One attempt of a step failed; `final` forbids a retry (the user stopped it, it can never travel, ...)."""
+
+    worker: int
+    step: int
+    final: bool = False
+
+
+class StepInteractive(NamedTuple):
+    """A step finished and waits for a person."""
+
+    worker: int
+    step: int
+
+
+class StepsReturned(NamedTuple):
+    """A worker gives back steps of its lane that it has not begun and will not begin."""
+
+    worker: int
+    steps: Tuple[int, ...]
+
+
+class WorkerLost(NamedTuple):
+    """A worker is gone. `began` is the step it was running (None: it was between steps): that attempt failed; the
+    other steps of its lane were never begun and go back. `final` as in StepFailed."""
+
+    worker: int
+    began: Optional[int] = None
+    final: bool = False
+
+
+class StopRequested(NamedTuple):
+    """No new step may start; those that run go on."""
+
+
+Event = Union[
+    StepAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, WorkerReady, StepsFinished, StepFailed,
+    StepInteractive, StepsReturned, WorkerLost, StopRequested,
+]  # fmt: skip
+
+
+class Dispatch(NamedTuple):
+    """Send these steps, in this order, to this worker's lane (LOCAL: run it in the coordinator process)."""
+
+    worker: int
+    steps: Tuple[int, ...]
+
+
+class Running(NamedTuple):
+    """This step is at the head of its worker's lane: the worker begins it as soon as it looks."""
+
+    worker: int
+    step: int
+
+
+class Closed(NamedTuple):
+    """The fate of these steps in this run is sealed."""
+
+    steps: Tuple[int, ...]
+    status: Status
+    because: Optional[int] = None
+
+
+class Retry(NamedTuple):
+    """An attempt of this step failed and another one will be made; `attempt` is the number of the one that failed."""
+
+    step: int
+    attempt: int
+
+
+class Revoke(NamedTuple):
+    """Ask this worker to give back what it has not begun."""
+
+    worker: int
+
+
+Command = Union[Dispatch, Running, Closed, Retry, Revoke]

@@ -1,0 +1,153 @@
+"""Which steps wait for which: a graph that accepts steps and edges while it is being run.
+
+Each edge is looked at a constant number of times: once when it is added, once when its prerequisite closes. Counting
+unfinished prerequisites, as `graphlib` does, but without a `prepare()` that would freeze the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Union
+
+# A step has mostly none or one dependant: a list is made only for the second.
+_Dependants = Union[None, int, List[int]]
+
+
+class Graph:
+    """Counts, for every step, the prerequisites that have not finished.
+
+    Invariant: `missing(s)` is the number of edges p -> s whose p has not been `close()`d.
+    """
+
+    def __init__(self) -> None:
+        self._missing: List[int] = [0]  # by step id; id 0 is nobody
+        self._dependants: List[_Dependants] = [None]
+        self._has_forward_edges = False  # an edge p -> s with p > s exists; only then can there be a cycle
+
+    def __len__(self) -> int:
+        return len(self._missing) - 1
+
+    def missing(self, step: int) -> int:
+        """How many prerequisites of `step` have not finished."""
+        return self._missing[step]
+
+    def grow(self, step: int) -> None:
+        """Make room for ids up to `step`."""
+        short = step + 1 - len(self._missing)
+        if short > 0:
+            self._missing.extend([0] * short)
+            self._dependants.extend([None] * short)
+
+    def link(self, step: int, prerequisites: Iterable[int]) -> None:
+        """`step` waits for each of `prerequisites`, none of which has closed. The caller has excluded cycles."""
+        dependants = self._dependants
+        count = 0
+        for p in prerequisites:
+            count += 1
+            if p > step:
+                self._has_forward_edges = True
+            others = dependants[p]
+            if others is None:
+                dependants[p] = step
+            elif type(others) is int:
+                dependants[p] = [others, step]
+            else:
+                others.append(step)  # type: ignore[union-attr]  # a list: the two other cases are above
+        self._missing[step] += count
+
+    def dependants(self, step: int) -> Sequence[int]:
+        """The steps that wait for `step`."""
+        found = self._dependants[step]
+        if found is None:
+            return ()
+        return (found,) if isinstance(found, int) else found
+
+    def close(self, step: int) -> Sequence[int]:
+        """Forget `step` and return those that waited for it; the caller counts them down with `met()`."""
+        found = self.dependants(step)
+        self._dependants[step] = None
+        return found
+
+    def met(self, step: int) -> bool:
+        """One prerequisite of `step` has finished: was it the last?"""
+        left = self._missing[step] - 1
+        self._missing[step] = left
+        return left == 0
+
+    def would_close_cycle(self, step: int, prerequisite: int) -> Optional[List[int]]:
+        """The cycle that the edge `prerequisite` -> `step` would close, as ids from `step` back to `step`, or None.
+
+        Steps inserted in order can only point back, so that the search is needed for edges that point forward, and
+        once there are such edges.
+        """
+        if step == prerequisite:
+            return [step, step]
+        if prerequisite < step and not self._has_forward_edges:
+            return None
+        came_from: Dict[int, int] = {}
+        seen: Set[int] = {step}
+        todo = [step]
+        while todo:
+            here = todo.pop()
+            for d in self.dependants(here):
+                if d in seen:
+                    continue
+                seen.add(d)
+                came_from[d] = here
+                if d == prerequisite:
+                    path = [step, d]
+                    while came_from[path[-1]] != step:
+                        path.append(came_from[path[-1]])
+                    return [*path, step]
+                todo.append(d)
+        return None
+
+
+def find_cycle(prerequisites: Mapping[int, Sequence[int]]) -> Optional[List[int]]:
+    """A cycle in step -> prerequisites as ids (first == last, each waits for the next), or None.
+
+    Iterative depth-first search; cost O(steps + edges).
+    """
+    done: Set[int] = set()
+    for root in prerequisites:
+        if root in done:
+            continue
+        path: List[int] = [root]
+        on_path: Set[int] = {root}
+        branches = [iter(prerequisites[root])]
+        while path:
+            for p in branches[-1]:
+                if p in on_path:
+                    return [*path[path.index(p) :], p]
+                if p not in done and p in prerequisites:
+                    path.append(p)
+                    on_path.add(p)
+                    branches.append(iter(prerequisites[p]))
+                    break
+            else:
+                branches.pop()
+                on_path.discard(path[-1])
+                done.add(path.pop())
+    return None
+
+
+def in_order(prerequisites: Mapping[int, Sequence[int]]) -> List[int]:
+    """The ids of an acyclic graph so that each comes after its prerequisites; smallest ids first where free."""
+    import heapq
+
+    dependants: Dict[int, List[int]] = {}
+    missing = {}
+    for step, needs in prerequisites.items():
+        missing[step] = len(needs)
+        for p in needs:
+            dependants.setdefault(p, []).append(step)
+    ready = [s for s, n in missing.items() if n == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        step = heapq.heappop(ready)
+        order.append(step)
+        for d in dependants.get(step, ()):
+            missing[d] -= 1
+            if missing[d] == 0:
+                heapq.heappush(ready, d)
+    return order

@@ -1,0 +1,82 @@
+"""Slots: what steps hold while they run, counted so that free + held == total, always."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+from mpsteps._core.steps import Demand
+
+
+class SlotPool:
+    """CPU, memory and named slots by amount, graphics cards one by one.
+
+    Worker slots are not counted here by worker: an ordinary step holds one CPU slot because it occupies one worker;
+    this pool counts the sum, so that a step of several CPUs leaves other workers idle while it runs.
+    Invariant: for every kind, `free[kind] + sum(held by steps) == total[kind]`.
+    """
+
+    def __init__(
+        self, cpus: int, memory: int = 0, gpus: Sequence[int] = (), tokens: Mapping[str, int] = {}  # noqa: B006
+    ) -> None:
+        self.total: Dict[str, int] = {"cpus": cpus, "memory": memory, **tokens}
+        self.free: Dict[str, int] = dict(self.total)
+        self.free_gpus: List[int] = list(gpus)
+        self.all_gpus: Tuple[int, ...] = tuple(gpus)
+        self._held: Dict[int, Tuple[Tuple[Tuple[str, int], ...], Tuple[int, ...]]] = {}
+
+    def _amounts(self, demand: Demand) -> Tuple[Tuple[str, int], ...]:
+        """What `demand` holds here: never more than there is in all, so that a large step runs alone, not never."""
+        wanted = [("cpus", 0 if demand.local else demand.cpus), ("memory", demand.memory), *demand.tokens]
+        return tuple((kind, min(n, self.total.get(kind, 0))) for kind, n in wanted if n and self.total.get(kind, 0))
+
+    def _cards(self, demand: Demand) -> int:
+        return min(demand.gpus, len(self.all_gpus))
+
+    def fits(self, demand: Demand) -> bool:
+        """Whether a step with this demand could start now."""
+        return self.lacks(demand) == ""
+
+    def lacks(self, demand: Demand) -> str:
+        """The first kind of slot that is short for this demand: 'cpus', 'gpus', ... ('': it fits)."""
+        if self._cards(demand) > len(self.free_gpus):
+            return "gpus"
+        for kind, n in self._amounts(demand):
+            if n > self.free[kind]:
+                return kind
+        return ""
+
+    def take(self, step: int, demand: Demand) -> None:
+        """`step` holds its slots until `give(step)`."""
+        amounts = self._amounts(demand)
+        for kind, n in amounts:
+            self.free[kind] -= n
+        n_cards = self._cards(demand)
+        cards = tuple(self.free_gpus[:n_cards])
+        del self.free_gpus[:n_cards]
+        self._held[step] = (amounts, cards)
+
+    def give(self, step: int) -> None:
+        """`step` holds nothing any more."""
+        amounts, cards = self._held.pop(step)
+        for kind, n in amounts:
+            self.free[kind] += n
+        self.free_gpus.extend(cards)
+        self.free_gpus.sort(key=self.all_gpus.index)
+
+    def gpus_of(self, step: int) -> Tuple[int, ...]:
+        """The graphics cards that `step` holds."""
+        held = self._held.get(step)
+        return held[1] if held else ()
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if slots were lost or made up."""
+        held: Dict[str, int] = {}
+        cards: List[int] = []
+        for amounts, taken in self._held.values():
+            cards.extend(taken)
+            for kind, n in amounts:
+                held[kind] = held.get(kind, 0) + n
+        for kind, total in self.total.items():
+            assert 0 <= self.free[kind] <= total, f"{kind}: {self.free[kind]} free of {total}"
+            assert self.free[kind] + held.get(kind, 0) == total, f"{kind}: free + held != total"
+        assert sorted(cards + self.free_gpus) == sorted(self.all_gpus), "a graphics card was lost or made up"

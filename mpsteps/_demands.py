@@ -1,0 +1,61 @@
+"""From what a protocol declares to what the scheduler counts: demands of steps, groups of graphics cards."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+from mpsteps._core.steps import PLAIN, Demand
+from mpsteps.constants import VOID_GPU
+from mpsteps.steps import NO_OPTIONS, Step, StepOptions
+
+
+def gpu_groups(gpus: Sequence[int], workers: int) -> List[Tuple[int, ...]]:
+    """How the cards of the form are shared out, as Scipion does: with more cards than workers each worker's step gets
+    several, otherwise one each. Card 99 (VOID_GPU) is a hole: it takes a place and is nobody's."""
+    if len(gpus) <= workers:
+        groups = [(g,) for g in gpus]
+    else:
+        share, spare = divmod(len(gpus), workers)
+        groups, start = [], 0
+        for i in range(workers):
+            end = start + share + (1 if i < spare else 0)
+            groups.append(tuple(gpus[start:end]))
+            start = end
+    real = [tuple(g for g in group if g != VOID_GPU) for group in groups]
+    return [group for group in real if group]
+
+
+class Demands:
+    """The demand of each step of a protocol, worked out once for each function."""
+
+    def __init__(self, protocol: Any, local_allowed: bool, cards: int) -> None:
+        self._protocol = protocol
+        self._local_allowed = local_allowed
+        self._cards = cards  # groups of graphics cards there are
+        self._known: Dict[Any, Demand] = {}
+
+    def options(self, step: Step) -> StepOptions:
+        """What `@step(...)` declared for its function."""
+        function = getattr(self._protocol, step._func, None) if isinstance(step._func, str) else step._func
+        options = getattr(function, "__mpsteps__", NO_OPTIONS)
+        return options if isinstance(options, StepOptions) else NO_OPTIONS
+
+    def of(self, step: Step) -> Demand:
+        """Its demand; the very object PLAIN when it asks for nothing but a turn."""
+        uses_card = step._needsGPU and self._cards > 0
+        key = (step._func, uses_card)
+        found = self._known.get(key) if isinstance(step._func, str) else None
+        if found is None:
+            options = self.options(step)
+            found = Demand(
+                cpus=options.cpus,
+                gpus=max(options.gpus, 1 if uses_card else 0) if self._cards else 0,
+                memory=options.memory,
+                local=options.local and self._local_allowed,
+                retries=options.retries,
+                alone=options.timeout is not None,
+            )
+            found = PLAIN if found == PLAIN else found
+            if isinstance(step._func, str):  # other callables are not kept alive by this
+                self._known[key] = found
+        return found

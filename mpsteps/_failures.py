@@ -1,0 +1,60 @@
+"""From a Failure to the exception that a user meets: which step, where, why, with its last log lines."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Type
+
+from mpsteps._ipc.wire import Failure
+from mpsteps.errors import SerializationError, StepCancelled, StepError, StepLost, StepTimeout
+from mpsteps.report import shorten
+
+LOG_LINES = 20
+
+_KINDS: Dict[str, Type[StepError]] = {
+    "lost": StepLost,
+    "timeout": StepTimeout,
+    "cancelled": StepCancelled,
+    "serialization": SerializationError,
+}
+
+
+def step_error(
+    step: Any, failure: Failure, exception: Optional[BaseException], unpack: Callable[[bytes], Any]
+) -> StepError:
+    """The StepError of a failed step of a protocol; the original exception, where it travelled, is its `__cause__`."""
+    where = f" in worker {failure.pid}" if failure.pid else ""
+    message = f"step {step._id} {step._funcName}{shorten(step._args)} failed{where}: {failure.cause()}"
+    lines = failure.log.splitlines()[-LOG_LINES:]
+    if lines:
+        message += "\nits last output:\n" + "\n".join(f"  {_printable(line)}" for line in lines)
+    return make_error(message, step._id, failure, exception, unpack)
+
+
+def make_error(
+    message: str, step_id: Optional[int], failure: Failure, exception: Optional[BaseException],
+    unpack: Callable[[bytes], Any],
+) -> StepError:  # fmt: skip
+    """A StepError of the kind that the failure is."""
+    error = _KINDS.get(failure.kind, StepError)(message, step_id, failure.cause(), failure.traceback)
+    if isinstance(error, StepLost):
+        error.pid, error.exitcode = failure.pid, failure.exitcode
+    if isinstance(error, SerializationError):
+        error.part = failure.part
+    error.__cause__ = exception if exception is not None else original(failure, unpack)
+    return error
+
+
+def original(failure: Failure, unpack: Callable[[bytes], Any]) -> Optional[BaseException]:
+    """The exception that the step raised, with its remote traceback; None if it could not travel."""
+    if failure.parcel is None:
+        return None
+    try:
+        found = unpack(failure.parcel)
+    except Exception:
+        return None  # it loaded in the worker and does not here (a module is missing): its text says what it was
+    return found if isinstance(found, BaseException) else None
+
+
+def _printable(line: str) -> str:
+    """Control characters in a program's output must not steer the terminal that shows it."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in line)

@@ -1,0 +1,50 @@
+"""The image of a protocol: how it travels to a worker, once. Afterwards only changes travel."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from mpsteps._ipc import state, wire
+from mpsteps.errors import SerializationError
+
+Image = Dict[str, bytes]
+
+
+def take_image(protocol: Any) -> Tuple[Image, List[str]]:
+    """The image, and a sentence for each attribute that cannot travel.
+
+    The class and the attributes travel apart, so that an attribute that refers to the protocol (a bound method, a
+    helper that knows its owner) refers to the worker's one there. In place of what cannot travel the worker has a
+    `state.Absent`, which says so as soon as a step uses it. Raises SerializationError if not even the class travels.
+    """
+    try:
+        cls = wire.pack(type(protocol))
+    except Exception as error:
+        raise SerializationError(
+            f"the class {type(protocol).__name__} cannot travel to worker processes ({type(error).__name__}: {error}); "
+            "define it at the top level of a module, or run it with engine='inline'"
+        ) from error
+    attributes = protocol.__getstate__()
+    try:
+        return {"class": cls, "state": wire.pack(attributes, protocol)}, []
+    except Exception as error:  # some attribute: find out which by trying each
+        problem = error
+    notes = []
+    for name, value in list(attributes.items()):
+        try:
+            wire.pack(value, protocol)
+        except Exception as error:
+            reason = f"{type(value).__name__}: {type(error).__name__}: {error}"
+            attributes[name] = state.Absent(name, reason)
+            notes.append(f"attribute '{name}' cannot travel to worker processes ({reason}): steps must not use it")
+    if not notes:  # each alone can travel, all together cannot: nothing to blame
+        raise SerializationError(f"the protocol cannot travel to worker processes: {problem}") from problem
+    return {"class": cls, "state": wire.pack(attributes, protocol)}, notes
+
+
+def load_image(image: Image) -> Any:
+    """The protocol of an image. Runs the user's code (imports and unpickling)."""
+    cls = wire.unpack(image["class"])
+    protocol = cls.__new__(cls)
+    protocol.__setstate__(wire.unpack(image["state"], protocol))
+    return protocol

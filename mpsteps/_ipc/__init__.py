@@ -1,0 +1,1 @@
+"""The step queue's bottom layer: shared memory, rings, bells and lanes between two processes. README.md argues it."""

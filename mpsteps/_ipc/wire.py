@@ -1,0 +1,219 @@
+"""What crosses the process boundary, as bytes.
+
+A *frame* is a list of small tuples of plain values (None, bool, int, float, str, bytes, tuple, list, dict), written
+with `marshal`: it is twice as fast as pickle, keeps exact types, and loading it runs no code. Anything a user made
+travels inside a frame as a *parcel*: bytes that cloudpickle wrote (so that lambdas, closures and classes of
+`__main__` work) and that only the side that needs the object opens, inside a try block.
+
+Messages from the coordinator (a positive number is a step id, a negative one an order):
+
+    (id, attempt, function, arguments, changes, extras)   run a step
+        function   str: a method of the protocol; int: a published function; bytes: a parcel of a callable
+        arguments  tuple of plain values, or bytes: a parcel of (args, kwargs)
+        changes    None, or parcels of changes of self that this worker has not seen, in order
+        extras     None, or a dict: gpus, tokens, results (a parcel per `ResultOf`), ...
+    (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel)
+
+Messages from a worker:
+
+    (id, seconds, cpu_seconds)                              finished; no value, no change of self, no output
+    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log, interactive
+    (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
+    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
+"""
+
+from __future__ import annotations
+
+import io
+import marshal
+import pickle
+import traceback
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import cloudpickle
+
+STOP, SETUP, FUNCTION, ANSWER = 1, 2, 3, 4
+RETURNED, READY, UNFIT, REQUEST = 11, 12, 13, 14
+
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+_PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)
+_MAX_TEXT = 20_000
+"""Messages of exceptions and tracebacks are cut to this many characters: the middle is left out."""
+
+encode: Callable[[List[Tuple[Any, ...]]], bytes] = marshal.dumps
+decode: Callable[[bytes], List[Tuple[Any, ...]]] = marshal.loads
+
+
+def is_plain(value: Any, depth: int = 4) -> bool:
+    """Whether `value` survives `marshal` exactly: atoms, and lists, tuples and dicts of them, by exact type.
+
+    By exact type, since marshal would write a numpy scalar (a float by inheritance) as raw bytes without a word.
+    """
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if not depth:
+        return False
+    if kind is tuple or kind is list:
+        return all(type(v) in _ATOMS or is_plain(v, depth - 1) for v in value)
+    if kind is dict:
+        return all(type(k) in _ATOMS and is_plain(v, depth - 1) for k, v in value.items())
+    return False
+
+
+def pack(value: Any, anchor: Any = None) -> bytes:
+    """A parcel: one byte that names the writer, then what it wrote. Raises what cloudpickle raises.
+
+    `anchor`: an object that both sides have (the protocol). It travels as a reference, so that a bound method or a
+    lambda that uses `self` means the receiver's protocol and not a copy, whose changes would be lost.
+    """
+    if is_plain(value):
+        return b"m" + marshal.dumps(value)
+    if anchor is None:
+        return b"p" + cloudpickle.dumps(value, protocol=_PROTOCOL)
+    buffer = io.BytesIO()
+    buffer.write(b"p")
+    _AnchoredPickler(buffer, anchor).dump(value)
+    return buffer.getvalue()
+
+
+def unpack(parcel: bytes, anchor: Any = None) -> Any:
+    """The object in a parcel. Runs the user's code: call it inside a try block."""
+    if parcel[:1] == b"m":
+        return marshal.loads(memoryview(parcel)[1:])
+    if anchor is None:
+        return pickle.loads(memoryview(parcel)[1:])
+    buffer = io.BytesIO(parcel)
+    buffer.seek(1)
+    return _AnchoredUnpickler(buffer, anchor).load()
+
+
+class _AnchoredPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
+    def __init__(self, file: io.BytesIO, anchor: Any) -> None:
+        super().__init__(file, protocol=_PROTOCOL)
+        self._anchor = anchor
+
+    def persistent_id(self, obj: Any) -> Optional[str]:
+        return "anchor" if obj is self._anchor else None
+
+
+class _AnchoredUnpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, anchor: Any) -> None:
+        super().__init__(file)
+        self._anchor = anchor
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._anchor
+
+
+def pack_arguments(
+    args: Tuple[Any, ...], kwargs: Optional[Dict[str, Any]] = None, anchor: Any = None
+) -> Union[Tuple[Any, ...], bytes]:
+    """The arguments of a step as they stand in a message: themselves when plain, else a parcel of (args, kwargs)."""
+    if not kwargs and is_plain(args):
+        return args
+    return pack((args, kwargs or {}), anchor)
+
+
+class Failure(NamedTuple):
+    """A failed attempt, told so that it always travels.
+
+    `kind`: exception (raised by the step), serialization, or, made by the coordinator, lost, timeout, cancelled.
+    `type_name`, `message` and `traceback` are text; `parcel` is the exception object, or None if it cannot travel.
+    `part` names what could not travel ('result', 'argument 2', "attribute 'handle'").
+    """
+
+    kind: str
+    type_name: str
+    message: str
+    traceback: str = ""
+    parcel: Optional[bytes] = None
+    part: str = ""
+    pid: Optional[int] = None
+    exitcode: Optional[int] = None
+    log: str = ""
+
+    def cause(self) -> str:
+        """One sentence: why it failed."""
+        if self.kind != "exception":
+            return self.message
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+def describe(error: BaseException, kind: str = "exception", part: str = "") -> Failure:
+    """A Failure for an exception that is being handled: text always, the object where it survives a round trip."""
+    return Failure(
+        kind,
+        _type_name(error),
+        _shorten(_safe_str(error)),
+        _shorten(format_traceback(error)),
+        _pack_exception(error) if kind == "exception" else None,
+        part,
+    )
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback as Python prints it, without the frames of mpsteps itself at its top."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except BaseException as problem:  # an evil __str__, a cyclic cause, a recursion limit: say so, never fail
+        return f"{_type_name(error)} (its traceback cannot be formatted: {_type_name(problem)})"
+
+
+def _pack_exception(error: BaseException) -> Optional[bytes]:
+    """The exception with its traceback, checked to load again here; without attributes' state if that is what
+    hinders it; None when nothing helps."""
+    try:
+        from tblib import pickling_support
+
+        pickling_support.install(error)
+        parcel = pack(error)
+        if isinstance(unpack(parcel), type(error)):
+            return parcel
+    except BaseException:
+        return _pack_bare_exception(error)
+    return None
+
+
+def _pack_bare_exception(error: BaseException) -> Optional[bytes]:
+    """The exception rebuilt from type and args alone, for those that carry a lock or a 3000-deep chain of causes."""
+    try:
+        bare = type(error)(*error.args)
+        parcel = pack(bare)
+        return parcel if isinstance(unpack(parcel), type(error)) else None
+    except BaseException:
+        return None
+
+
+def _type_name(error: BaseException) -> str:
+    cls = type(error)
+    module = getattr(cls, "__module__", "")
+    name = getattr(cls, "__qualname__", cls.__name__)
+    return name if module in ("builtins", "__main__") else f"{module}.{name}"
+
+
+def _safe_str(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as problem:
+        return f"(its message cannot be read: {_type_name(problem)})"
+
+
+def _shorten(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= _MAX_TEXT:
+        return text
+    half = _MAX_TEXT // 2
+    return f"{text[:half]}\n... {len(text) - _MAX_TEXT} characters left out ...\n{text[-half:]}"
+
+
+def what_cannot_travel(args: Sequence[Any], kwargs: Dict[str, Any], anchor: Any = None) -> str:
+    """The first argument that cannot be pickled, named as a person would: 'argument 2 (a socket)'."""
+    named: List[Tuple[str, Any]] = [(f"argument {i}", a) for i, a in enumerate(args, 1)]
+    named += [(f"argument {k}=", v) for k, v in kwargs.items()]
+    for name, value in named:
+        try:
+            pack(value, anchor)
+        except BaseException:
+            return f"{name} (of type {type(value).__name__})"
+    return "an argument"

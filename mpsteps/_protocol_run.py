@@ -1,0 +1,539 @@
+"""One run of one protocol: what its steps mean to the coordinator, and what the protocol's users see of them.
+
+It is the coordinator's `Work` and the protocol's `StepSink`. Everything here runs in the coordinator's thread, except
+`insert`, `add_prerequisites` and `set_status`, which a local step may call from its own.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import threading
+import time
+import traceback
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+
+from mpsteps._core.events import Event, PrerequisitesAdded, StepAdded, StepHeld, StepReleased, StepRestored
+from mpsteps._core.graph import find_cycle, in_order
+from mpsteps._core.scheduler import cycle_message
+from mpsteps._core.steps import LOCAL, Status
+from mpsteps._coordinator import Coordinator
+from mpsteps._demands import Demands
+from mpsteps._failures import step_error
+from mpsteps._image import Image, take_image
+from mpsteps._ipc import state, wire
+from mpsteps._ipc.wire import Failure
+from mpsteps._local import Here, run_here
+from mpsteps._recorder import Recorder
+from mpsteps._statelog import StateLog
+from mpsteps._worker import step_log
+from mpsteps.constants import (
+    STATUS_FAILED,
+    STATUS_FINISHED,
+    STATUS_INTERACTIVE,
+    STATUS_NEW,
+    STATUS_RUNNING,
+    STATUS_WAITING,
+)
+from mpsteps.engines.base import Message, Replies
+from mpsteps.errors import PrerequisiteError, UsageError
+from mpsteps.listeners import Listeners
+from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol, check_prerequisites
+from mpsteps.report import StepReport, shorten
+from mpsteps.steps import Sealed, Step, put_results, results_used
+
+
+class ProtocolRun:
+    """The steps of `protocol` while they run. `coordinator` is set before the loop starts."""
+
+    coordinator: Coordinator
+
+    def __init__(
+        self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
+        gpu_groups: List[Tuple[int, ...]], logs: Optional[str],
+    ) -> None:  # fmt: skip
+        self.protocol = protocol
+        self.steps: List[Step] = list(protocol._steps)
+        self.workers = workers
+        self.run_dir = protocol.getWorkingDir()
+        self.done = 0
+        self.kept = 0
+        self.failed_steps: List[StepReport] = []
+        self.skipped = 0
+        self.cpu_seconds = 0.0
+        self.interrupted = ""  # why the user or the system ended it: '' if nobody did
+        self.problem: Optional[BaseException] = None  # an error outside of steps (in _stepsCheck, at the journal)
+        self._recorder = recorder
+        self._listeners = listeners
+        self._by_value = by_value
+        self._gpu_groups = gpu_groups
+        self._logs = logs
+        self._demands = Demands(protocol, by_value, len(gpu_groups))
+        self._timeouts: Dict[int, float] = {}
+        self._interactive: Set[int] = set()
+        self._results: Dict[int, Any] = {}  # step -> parcel (by value) or Here
+        self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
+        self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
+        self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
+        self._insert_lock = threading.Lock()  # ids are given out by one thread at a time
+        self._loop_thread = threading.get_ident()
+        self.tracker: Optional[state.Tracker] = None  # of what code in this process changes
+        self._state: Optional[StateLog] = None
+        self._image: Tuple[int, Image] = (-1, {})
+
+    @property
+    def total(self) -> int:
+        """How many steps there are."""
+        return len(self.steps)
+
+    # --------------------------------------------------------------- before the loop
+
+    def check_graph(self) -> None:
+        """PrerequisiteError for ids that do not exist and for circles, naming the steps."""
+        known = len(self.steps)
+        for step in self.steps:
+            check_prerequisites(step, known)
+        cycle = find_cycle({s._id: s._prerequisites for s in self.steps})
+        if cycle:
+            names = ", ".join(str(self.steps[i - 1]) for i in sorted(set(cycle)))
+            raise PrerequisiteError(f"{cycle_message(cycle)} (steps {names})")
+
+    def in_order(self) -> Iterable[Step]:
+        """The steps so that each comes after its prerequisites: by id, unless some point forward."""
+        if not any(p > s._id for s in self.steps for p in s._prerequisites):
+            return self.steps
+        return [self.steps[i - 1] for i in in_order({s._id: s._prerequisites for s in self.steps})]
+
+    def begin(self, restored: Dict[int, Any]) -> None:
+        """Tell the scheduler of all steps; those in `restored` finished in an earlier session."""
+        protocol = self.protocol
+        protocol._steps = self.steps
+        protocol._sink = self
+        protocol._numberOfSteps.set(len(self.steps))
+        self._recorder.inserted(self.steps)
+        handle = self.coordinator.handle
+        for step in self.in_order():
+            step._sink = self
+            handle(self._added(step))
+            if step._id in restored:
+                handle(StepRestored(step._id))
+                self._restore(step, restored[step._id])
+        protocol._stepsDone.set(self.done)
+        needs_tracker = not self._by_value or self.checks_steps or any(self._demands.of(s).local for s in self.steps)
+        if needs_tracker:
+            self.tracker = state.Tracker(protocol, FRAMEWORK_ATTRIBUTES)
+        self._state = StateLog(protocol, self.tracker) if self._by_value else None
+        for listener in self._listeners:
+            listener.run_started(self, self.kept)
+
+    def _added(self, step: Step) -> StepAdded:
+        options = self._demands.options(step) if not isinstance(step._func, str) else None
+        demand = self._demands.of(step)
+        if demand.alone:
+            timeout = (options or self._demands.options(step)).timeout
+            if timeout is not None:
+                self._timeouts[step._id] = timeout
+        if step._interactive:
+            self._interactive.add(step._id)
+        held = step._status == STATUS_WAITING
+        return StepAdded(step._id, step._prerequisites, held, demand, step._funcName)
+
+    def _restore(self, step: Step, record: Any) -> None:
+        step._status = STATUS_FINISHED
+        if record.started is not None:
+            step._started = record.started
+            step._ended = record.started + (record.seconds or 0.0)
+        parcel = self._recorder.kept(step._id, record)
+        if parcel is not None:
+            step._result = Sealed(parcel, self._open)
+            self._results[step._id] = parcel
+        self.done += 1
+        self.kept += 1
+
+    def _open(self, parcel: bytes) -> Any:
+        return wire.unpack(parcel, self.protocol)
+
+    def setup(self, worker: int) -> Dict[str, Any]:
+        """What a new worker starts from: the protocol as it is now."""
+        assert self._state is not None
+        version = self._state.version
+        if self._image[0] != version:
+            image, notes = take_image(self.protocol)
+            self._image = (version, image)
+            for note in notes:
+                self.protocol.warning(note)
+        self._state.join(worker)
+        return {"image": self._image[1], "ignored": list(FRAMEWORK_ATTRIBUTES), "halt": not self.protocol.keepGoing}
+
+    def end(self) -> None:
+        """The loop is over: steps cannot be inserted any more."""
+        self.protocol._sink = None
+        for step in self.steps:
+            step._sink = None
+
+    # -------------------------------------------------------------- the coordinator's Work
+
+    def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Any:
+        """The step message, or a Failure naming the part that cannot travel."""
+        s = self.steps[step - 1]
+        extras: Optional[Dict[str, Any]] = None
+        if gpus:
+            extras = {"gpus": [card for group in gpus for card in self._gpu_groups[group]]}
+        if not self._by_value or worker == LOCAL:
+            function = getattr(self.protocol, s._func) if isinstance(s._func, str) else s._func
+            return (step, attempt, function, put_results(s._args, self._result_here), {}, extras)
+        part = "function"
+        try:
+            fn = s._func if isinstance(s._func, str) else wire.pack(s._func, self.protocol)
+            part = ""
+            args = wire.pack_arguments(s._args, None, self.protocol)
+        except Exception as error:
+            part = part or wire.what_cannot_travel(s._args, {}, self.protocol)
+            failure = wire.describe(error, "serialization", part)
+            return failure._replace(
+                message=f"{part} cannot travel to a worker process ({failure.type_name}: {failure.message})"
+            )
+        if type(args) is bytes:
+            extras = self._with_results(s, extras)
+        assert self._state is not None
+        return (step, attempt, fn, args, self._state.news(worker, (step,)), extras)
+
+    def _with_results(self, step: Step, extras: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+        """Add the parcels of the results that stand in the arguments."""
+        used = set(results_used(step._args))
+        if not used:
+            return extras
+        return {**(extras or {}), "results": {u: self._result_parcel(u) for u in used}}
+
+    def _result_parcel(self, step: int) -> bytes:
+        result = self._results.get(step)
+        if isinstance(result, bytes):
+            return result
+        return wire.pack(result.value if isinstance(result, Here) else None, self.protocol)
+
+    def _result_here(self, step: int) -> Any:
+        result = self._results.get(step)
+        if isinstance(result, Here):
+            return result.value
+        return None if result is None else self._open(result)
+
+    def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
+        """To the journal, before they are sent."""
+        self._recorder.started(pid, attempt, steps)
+
+    def running(self, step: int) -> None:
+        """A worker begins it."""
+        s = self.steps[step - 1]
+        s._status = STATUS_RUNNING
+        s._started = time.time()
+        s._ended = None
+        for listener in self._listeners:
+            listener.step_running(self, step)
+
+    def returned(self, steps: Tuple[int, ...]) -> None:
+        """They wait again."""
+        for step in steps:
+            self.steps[step - 1]._status = STATUS_NEW
+            if self._state is not None:
+                self._state.settle(step)
+        self._recorder.returned(steps)
+
+    def finished(
+        self, worker: int, pid: int, step: int, seconds: float, cpu: float, extras: Optional[Dict[str, Any]]
+    ) -> Optional[Failure]:
+        """Take in what a step left; a Failure if that is impossible."""
+        s = self.steps[step - 1]
+        value: Any = None
+        if extras:
+            try:
+                changes = self._merge(worker, step, extras)
+                value = self._keep_result(s, extras.get("value"))
+            except Exception as error:
+                failure = wire.describe(error, "serialization", "a change of self")
+                return failure._replace(
+                    message=f"what the step changed could not be taken over ({failure.type_name}: {failure.message})"
+                )
+            self._recorder.outcome(step, value, extras.get("files"), changes)
+        elif self._state is not None:
+            self._state.settle(step)
+        now = time.time()
+        s._ended = now
+        s._started = now - seconds
+        self.cpu_seconds += cpu
+        self._recorder.finished(pid, step, seconds, cpu)
+        return None
+
+    def _merge(self, worker: int, step: int, extras: Dict[str, Any]) -> Optional[bytes]:
+        changes = extras.get("changes")
+        if isinstance(changes, Here):  # made in this process: in place already
+            return changes.value  # type: ignore[no-any-return]
+        if self._state is None:
+            return None
+        if worker == LOCAL:
+            return self.publish_own_changes()
+        if changes is None:
+            self._state.settle(step)
+            return None
+        return self._state.merge(worker, step, changes)
+
+    def publish_own_changes(self) -> Optional[bytes]:
+        """What code in this process changed on self since the last look: for the workers, and for the journal."""
+        if self.tracker is None or self._state is None:
+            return None
+        changes = self.tracker.changes()
+        return self._state.publish(state.pack_changes(changes, self.protocol)) if changes else None
+
+    def _keep_result(self, step: Step, value: Any) -> Any:
+        """The parcel of a result for the journal, if it has one."""
+        if value is None:
+            return None
+        self._results[step._id] = value
+        if isinstance(value, Here):
+            step._result = value.value
+            try:
+                return wire.pack(value.value, self.protocol)
+            except Exception as error:
+                self.protocol.warning(
+                    f"the result of step {step} cannot be written to the journal ({type(error).__name__}: {error}): "
+                    "a resumed run will run this step again"
+                )
+                return None
+        step._result = Sealed(value, self._open)
+        return value
+
+    def failed(
+        self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,
+        extras: Optional[Dict[str, Any]], failure: Failure,
+    ) -> None:  # fmt: skip
+        """Remember why, for `closed` or `retry`; what the attempt changed before it failed is as it would be with
+        threads: there."""
+        extras = extras or {}
+        try:
+            self._merge(worker, step, extras)
+        except Exception as error:
+            self.protocol.warning(f"changes that the failed step {step} made are lost: {type(error).__name__}: {error}")
+        s = self.steps[step - 1]
+        s._ended = time.time()
+        if s._started is None:
+            s._started = s._ended - seconds
+        self.cpu_seconds += cpu
+        if not failure.log and self._logs:
+            failure = failure._replace(log=_tail(step_log(self._logs, step)))
+        failure = failure._replace(pid=failure.pid or pid)
+        exception = extras.get("exception")
+        self._failures[step] = (failure, exception.value if isinstance(exception, Here) else None)
+        self._recorder.failed(pid, step, attempt, failure)
+
+    def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
+        """Make it known."""
+        if status is Status.FINISHED or status is Status.INTERACTIVE:
+            name = STATUS_FINISHED if status is Status.FINISHED else STATUS_INTERACTIVE
+            for step in steps:
+                self.steps[step - 1]._status = name
+            self.done += len(steps)
+            self.protocol._stepsDone.set(self.done)
+            for listener in self._listeners:
+                listener.steps_finished(self, steps)
+        elif status is Status.FAILED:
+            self._close_failed(steps[0])
+        elif status is Status.SKIPPED and because is not None:
+            self.skipped += len(steps)
+            self._recorder.skipped(steps, f"step {self.steps[because - 1]} failed")
+            for listener in self._listeners:
+                listener.steps_skipped(self, steps, because)
+
+    def _close_failed(self, step: int) -> None:
+        s = self.steps[step - 1]
+        failure, exception = self._failures.pop(step)
+        s._status = STATUS_FAILED
+        s._error = step_error(s, failure, exception, self._open)
+        self.failed_steps.append(
+            StepReport(step, s._funcName, shorten(s._args), failure.cause(), failure.traceback, failure.log)
+        )
+        self.protocol.error(f"step {s} failed: {failure.cause()}")
+        for listener in self._listeners:
+            listener.step_failed(self, step, str(s._error))
+
+    def retry(self, step: int, attempt: int) -> None:
+        """It waits for its next attempt."""
+        s = self.steps[step - 1]
+        failure, _ = self._failures.pop(step)
+        s._status = STATUS_NEW
+        self.protocol.warning(f"attempt {attempt} of step {s} failed and it is tried again: {failure.cause()}")
+        for listener in self._listeners:
+            listener.step_retried(self, step, attempt, failure.cause())
+
+    def worker_up(self, worker: int, pid: int) -> None:
+        """Nothing to do: `setup` has made it known to the state."""
+
+    def worker_gone(self, worker: int) -> None:
+        """Its replica is gone."""
+        if self._state is not None:
+            self._state.leave(worker)
+
+    def timeout(self, step: int) -> Optional[float]:
+        """Seconds it may run."""
+        return self._timeouts.get(step)
+
+    def is_interactive(self, step: int) -> bool:
+        """Whether it waits for a person afterwards."""
+        return step in self._interactive
+
+    def commit(self) -> None:
+        """One frame of the journal."""
+        self._recorder.commit()
+
+    def run_local(self, step: int, message: Message) -> None:
+        """In a thread of its own, so that the loop goes on beside it."""
+
+        def work() -> None:
+            log = step_log(self._logs, step) if self._logs else None
+            reply = run_here(message, None, self.protocol, log)
+            self.coordinator.post(Replies(LOCAL, [reply]))
+
+        threading.Thread(target=work, name=f"mpsteps-step-{step}", daemon=True).start()
+
+    # ------------------------------------------------------------------ checks and ends
+
+    def next_call(self, now: float) -> Optional[float]:
+        """When `_stepsCheck` is due."""
+        return self._next_check if self.checks_steps and not self.coordinator.scheduler.stopping else None
+
+    def on_time(self, now: float) -> None:
+        """Call `_stepsCheck`."""
+        self._call_steps_check()
+        self._next_check = time.monotonic() + float(self.protocol._stepsCheckSecs)
+
+    def _call_steps_check(self) -> bool:
+        """Whether it changed anything about the steps."""
+        before = (len(self.steps), self.coordinator.changes_posted)
+        try:
+            self.protocol._stepsCheck()
+            self.publish_own_changes()
+        except Exception as error:
+            self.problem = error
+            self.protocol.error(f"_stepsCheck failed:\n{traceback.format_exc()}")
+            self.coordinator.stop_starting()
+        self.coordinator.take_inbox()
+        return before != (len(self.steps), self.coordinator.changes_posted)
+
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing can come any more."""
+        scheduler = self.coordinator.scheduler
+        if self.coordinator.killed:  # a local step cannot be killed: it is left behind
+            return all(worker == LOCAL or not lane for worker, lane in scheduler.lanes())
+        if scheduler.active or self.coordinator.has_post():
+            return False
+        if scheduler.stopping:
+            return True
+        if self.checks_steps and self._call_steps_check():
+            return False
+        if self.problem is not None:
+            return True
+        held = [s for s in self.steps if s._status == STATUS_WAITING and scheduler.status(s._id) is Status.HELD]
+        if not held:
+            return True
+        if self.checks_steps:
+            return False  # a later _stepsCheck may release them
+        names = ", ".join(str(s) for s in itertools.islice(held, 5))
+        self.problem = UsageError(
+            f"steps that wait for a release will never get it: {names}; a protocol that inserts steps with wait=True "
+            "must release them with setStatus(STATUS_NEW), in _stepsCheck or in another step"
+        )
+        return True
+
+    # --------------------------------------------------------------------- the StepSink
+
+    def insert(self, step: Step) -> int:
+        """A step is inserted while the run goes on; its id."""
+        with self._insert_lock:
+            step._id = len(self.steps) + 1
+            check_prerequisites(step, len(self.steps))
+            self.steps.append(step)
+        step._sink = self
+        self.protocol._numberOfSteps.set(len(self.steps))
+        self.coordinator.post(lambda: self._take_inserted(step))
+        return step._id
+
+    def _take_inserted(self, step: Step) -> None:
+        if self.tracker is not None:
+            self.publish_own_changes()
+        self._recorder.inserted([step])
+        self.coordinator.handle(self._added(step))
+        for listener in self._listeners:
+            listener.steps_inserted(self)
+
+    def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
+        """A step that has not started waits for more steps."""
+        self._in_loop(lambda: self._tell(step_id, PrerequisitesAdded(step_id, prerequisites)))
+
+    def set_status(self, step_id: int, status: str) -> None:
+        """Release or hold a step."""
+        event: Event = StepReleased(step_id) if status == STATUS_NEW else StepHeld(step_id)
+        self._in_loop(lambda: self._tell(step_id, event))
+
+    def _tell(self, step_id: int, event: Event) -> None:
+        self.coordinator.take_inbox()  # the step may have been inserted a moment ago
+        if not 0 < step_id <= len(self.steps):
+            raise PrerequisiteError(f"there is no step {step_id}")
+        self.coordinator.handle(event)
+        self.coordinator.changes_posted += 1
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        """Do it in the coordinator's thread, and wait for it; errors are raised here."""
+        if threading.get_ident() == self._loop_thread:
+            call()
+            return
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                call()
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        self.coordinator.post(run)
+        done.result()
+
+    def answer(self, worker: int, step: int, name: str, parcel: bytes) -> bytes:
+        """Serve a request of a step in a worker."""
+        try:
+            args = wire.unpack(parcel, self.protocol)
+            value = getattr(self, f"_answer_{name}")(*args)
+            return wire.pack((True, value), self.protocol)
+        except Exception as error:
+            return wire.pack((False, error), self.protocol)
+
+    def _answer_insert(
+        self, func: Any, name: str, args: Tuple[Any, ...], prerequisites: Tuple[int, ...], wait: bool,
+        interactive: bool, needs_gpu: bool,
+    ) -> int:  # fmt: skip
+        return self.insert(Step(func, name, args, prerequisites, wait, interactive, needs_gpu))
+
+    def _answer_add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
+        self.add_prerequisites(step_id, prerequisites)
+        step = self.steps[step_id - 1]
+        step._prerequisites += tuple(p for p in prerequisites if p not in step._prerequisites)
+
+    def _answer_set_status(self, step_id: int, status: str) -> None:
+        self.set_status(step_id, status)
+        self.steps[step_id - 1]._status = status
+
+    def _answer_count(self) -> int:
+        return len(self.steps)
+
+    def _answer_step(self, step_id: int) -> Tuple[Any, ...]:
+        s = self.steps[step_id - 1]
+        return s._funcName, s._args, s._prerequisites, s._status, s._interactive, s._needsGPU
+
+
+def _tail(path: str, size: int = 16_384) -> str:
+    """The last part of a text file; '' if there is none."""
+    try:
+        with open(path, "rb") as f:
+            end = f.seek(0, 2)
+            f.seek(max(0, end - size))
+            return f.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""

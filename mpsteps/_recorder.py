@@ -1,0 +1,151 @@
+"""What the coordinator has to say to the journal, collected over one turn of its loop and written as one frame."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from mpsteps._digest import step_digest
+from mpsteps._ipc import wire
+from mpsteps._ipc.wire import Failure
+from mpsteps._journal import JournalWriter, Record, StepRecord, pack_bytes, unpack_bytes
+from mpsteps.constants import STATUS_WAITING
+from mpsteps.report import shorten
+from mpsteps.steps import Step
+
+_ARGS_LIMIT = 1000
+"""Arguments longer than this as JSON stand in the journal shortened: they serve the reader, the digest the resume."""
+
+
+class Recorder:
+    """Knows the digests of steps; collects records, and writes them once it has been given a journal."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._journal: Optional[JournalWriter] = None
+        self._protocol = protocol
+        self._records: List[Record] = []
+        self._finished: List[List[Any]] = []  # of one worker, to be written as one record
+        self._finished_pid = 0
+        self.digests: Dict[int, str] = {}
+
+    def use(self, journal: JournalWriter) -> None:
+        """Write to this journal from now on."""
+        self._journal = journal
+
+    def session(self, info: Dict[str, Any]) -> None:
+        """A session begins."""
+        self._records.append(["protocol", info])
+
+    def inserted(self, steps: Iterable[Step]) -> None:
+        """Steps are there; their digests are worked out if `digest` has not done so."""
+        for step in steps:
+            options: Dict[str, Any] = {}
+            if step._status == STATUS_WAITING:
+                options["wait"] = True
+            if step._interactive:
+                options["interactive"] = True
+            if not step._needsGPU:
+                options["needsGPU"] = False
+            self._records.append(
+                ["inserted", step._id, step._funcName, _readable(step._args), self.digest(step),
+                 list(step._prerequisites), options]
+            )  # fmt: skip
+
+    def digest(self, step: Step) -> str:
+        """The digest of a step, whose prerequisites' digests are known unless they point forward."""
+        found = self.digests.get(step._id)
+        if found is None:
+            known = self.digests
+            before = [known.get(p, f"#{p}") for p in step._prerequisites]
+            found = known[step._id] = step_digest(step._func, step._args, before, self._protocol)
+        return found
+
+    def kept(self, step: int, record: StepRecord) -> Optional[bytes]:
+        """A step of an earlier session is taken over; the parcel of its result, if it had one."""
+        self._records.append(["kept", step, self.digests[step]])
+        value = (record.result or {}).get("value")
+        return unpack_bytes(value) if value else None
+
+    def doubt(self, steps: Sequence[int]) -> None:
+        """These were cut in the middle by the end of an earlier session."""
+        if steps:
+            self._records.append(["doubt", list(steps)])
+
+    def started(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
+        """They are about to be sent."""
+        self._records.append(["started", pid, attempt, round(time.time(), 6), list(steps)])
+
+    def returned(self, steps: Tuple[int, ...]) -> None:
+        """They were recorded as started and never began: they may be sent, and recorded, again."""
+        self._records.append(["aborted", list(steps)])
+
+    def finished(self, pid: int, step: int, seconds: float, cpu: float) -> None:
+        """A step finished; several of one worker share a record."""
+        if pid != self._finished_pid:
+            self._close_finished()
+            self._finished_pid = pid
+        self._finished.append([step, round(seconds, 6), round(cpu, 6), None])
+
+    def outcome(self, step: int, parcel: Optional[bytes], files: Optional[List[str]], changes: Optional[bytes]) -> None:
+        """What a step that is about to be recorded as finished returned and changed."""
+        result: Dict[str, Any] = {}
+        if files:
+            result["files"] = files
+        if parcel is not None:
+            result["value"] = pack_bytes(parcel)
+        if result:
+            self._records.append(["result", step, result])
+        if changes is not None:
+            self._records.append(["changed", step, pack_bytes(changes)])
+
+    def failed(self, pid: int, step: int, attempt: int, failure: Failure) -> None:
+        """An attempt failed."""
+        error = {
+            "type": failure.type_name, "message": failure.message, "traceback": failure.traceback,
+            "cause": failure.cause(), "exitcode": failure.exitcode, "log": failure.log,
+        }  # fmt: skip
+        kind = "lost" if failure.kind == "lost" else "failed"
+        self._records.append([kind, step, pid, attempt, round(time.time(), 6), error])
+
+    def skipped(self, steps: Tuple[int, ...], because: str) -> None:
+        """They cannot run."""
+        self._records.append(["skipped", list(steps), because])
+
+    def ended(self, status: str, message: str) -> None:
+        """The session ends."""
+        self._close_finished()
+        self._records.append(["ended", status, round(time.time(), 6), message])
+
+    def commit(self) -> None:
+        """Write what has been collected. Raises JournalError; what has happened is then kept for another try."""
+        if not self._records and not self._finished:
+            return
+        self._close_finished()
+        if self._journal is not None:
+            self._journal.append(self._records)
+        self._records = []
+
+    def save_what_happened(self) -> None:
+        """After a JournalError: write from the reserve, without what was about to be started."""
+        self._close_finished()
+        records = [r for r in self._records if r[0] != "started"]
+        self._records = []
+        if self._journal is not None and self._journal.usable:
+            self._journal.append(records, from_reserve=True)
+
+    def _close_finished(self) -> None:
+        if self._finished:
+            self._records.append(["finished", self._finished_pid, round(time.time(), 6), self._finished])
+            self._finished = []
+
+
+def _readable(args: Tuple[Any, ...]) -> Any:
+    """Arguments for people: as they are if they are plain and short, else shortened text."""
+    if wire.is_plain(args) and len(repr(args)) <= _ARGS_LIMIT:
+        try:
+            json.dumps(args)
+            return list(args)
+        except (TypeError, ValueError):
+            pass  # bytes somewhere inside
+    return [shorten(a, 200) for a in args]

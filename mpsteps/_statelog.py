@@ -1,0 +1,113 @@
+"""The one true state of `self`, and what each worker still has to hear of it.
+
+Every worker has a replica of the protocol. When a step finishes, the changes it made come here, are applied to the
+protocol of the coordinator in the order in which they arrive (that order is the truth), and are kept until every
+worker has been told. A worker hears of changes only together with a step, before that step runs.
+
+Echo. A worker that appended `a` to a list does not know that `b`, by another worker, came in before it: the truth is
+[b, a], its replica [a]. It needs to hear not only of `b` but of its own `a` again. Rule: an entry is echoed to its own
+worker if an entry by somebody else, which the step could not have seen when it was sent, changed the same attribute
+before it. Since list growth is rewritten with its place in the truth ("at 0: b", "at 1: a"), hearing of them in order
+leads every replica to the truth, whatever it held.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+
+from mpsteps._ipc import state, wire
+
+
+class _Entry(NamedTuple):
+    worker: int
+    names: FrozenSet[str]
+    parcel: bytes
+    echo: bool
+
+
+class StateLog:
+    """Applies changes to `target` and remembers, per worker, which ones it has not heard of."""
+
+    def __init__(self, target: Any, tracker: Optional[state.Tracker] = None) -> None:
+        self._target = target
+        self._tracker = tracker  # of changes made in this process; it must not take merged ones for its own
+        self._entries: List[_Entry] = []
+        self._offset = 0  # number of entries forgotten, because every worker has heard of them
+        self._heard: Dict[int, int] = {}  # worker -> it has heard of all entries with a smaller number
+        self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it had heard when it was sent)
+
+    @property
+    def version(self) -> int:
+        """How many entries there have been."""
+        return self._offset + len(self._entries)
+
+    def join(self, worker: int) -> None:
+        """A worker starts from an image of the protocol as it is now."""
+        self._heard[worker] = self.version
+
+    def leave(self, worker: int) -> None:
+        """A worker is gone; its steps' changes that did not arrive are lost with it."""
+        self._heard.pop(worker, None)
+        for step in [s for s, (w, _) in self._base.items() if w == worker]:
+            del self._base[step]
+        self._forget()
+
+    def news(self, worker: int, steps: Tuple[int, ...]) -> Optional[List[bytes]]:
+        """The parcels that `worker` must apply before it runs `steps`, which are being sent to it now."""
+        version = self.version
+        heard = self._heard[worker]
+        found: Optional[List[bytes]] = None
+        if heard < version:
+            fresh = self._entries[heard - self._offset :]
+            found = [e.parcel for e in fresh if e.worker != worker or e.echo] or None
+            self._heard[worker] = version
+            self._forget()
+        for step in steps:
+            self._base[step] = (worker, version)
+        return found
+
+    def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
+        """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
+
+        Raises what loading the parcel raises: nothing is applied then.
+        """
+        changes = [self._place(c) for c in wire.unpack(parcel, self._target)]
+        if self._tracker is not None:
+            self._tracker.apply(changes)
+        else:
+            for change in changes:
+                state.apply(self._target, change)
+        names = frozenset(c[1] for c in changes)
+        placed = wire.pack(changes, self._target)
+        heard = self._base.pop(step, (worker, self.version))[1]
+        unseen = self._entries[max(0, heard - self._offset) :]
+        echo = any(e.worker != worker and e.names & names for e in unseen)
+        self._entries.append(_Entry(worker, names, placed, echo))
+        return placed
+
+    def publish(self, parcel: bytes) -> bytes:
+        """Changes that code in this process made, in place already: for the workers to hear of."""
+        names = frozenset(c[1] for c in wire.unpack(parcel, self._target))
+        self._entries.append(_Entry(-1, names, parcel, False))
+        return parcel
+
+    def settle(self, step: int) -> None:
+        """A step ended without changes of self."""
+        self._base.pop(step, None)
+
+    def _place(self, change: state.Change) -> state.Change:
+        """Say where in the true list an appended piece goes."""
+        if change[0] != "+":
+            return change
+        now = self._target.__dict__.get(change[1])
+        return ("+", change[1], len(now) if type(now) is list else 0, change[3])
+
+    def _forget(self) -> None:
+        """Drop entries of which every worker has heard; in larger pieces, since a list is cut from its front."""
+        done = min(self._heard.values(), default=self.version) - self._offset
+        in_use = [base for _, base in self._base.values()]
+        if in_use:
+            done = min(done, min(in_use) - self._offset)
+        if done > 64:
+            del self._entries[:done]
+            self._offset += done

@@ -1,0 +1,366 @@
+"""A worker process: take step messages out of the lane, run them, put what became of them back.
+
+The loop in one breath: announce the step (`begun`: from here on a death has exactly one victim), run it inside a try
+block that also opens its arguments and packs its result, compare `self` with what it was, keep the reply; send all
+replies kept when there is nothing left to run, or when some time has passed.
+
+What a worker imports decides how fast it starts: nothing of the protocol, form or command line is imported here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+from mpsteps import _context
+from mpsteps._image import load_image
+from mpsteps._ipc import state, wire
+from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._results import check_result_files
+from mpsteps.errors import MpstepsError, SerializationError
+
+FLUSH_SECONDS = 100e-6
+"""Replies are kept back at most about this long while there are more steps to run."""
+FLUSH_COUNT = 128
+
+EXIT_LANE_BROKEN = 70  # as EX_SOFTWARE: what came out of the ring was not what the coordinator put in
+
+
+class Worker:
+    """Runs the steps of one lane. `run()` returns the exit code of the process."""
+
+    def __init__(self, end: WorkerEnd) -> None:
+        self._end = end
+        self._queue: Deque[Tuple[Any, ...]] = deque()
+        self._replies: List[Tuple[Any, ...]] = []
+        self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
+        self._answers: Deque[bytes] = deque()
+        self._number = 0  # of the last step message taken from the lane, from 1
+        self._flushed = 0.0
+        self._running = 0  # the step that runs, or ran last
+        self._halt = False  # after a failed step, give back what is behind it
+        self._leaving = False
+        self._protocol: Any = None
+        self._tracker: Optional[state.Tracker] = None
+        self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
+        self._log_folder = ""
+        self._cpu = time.process_time()
+
+    # ------------------------------------------------------------------ messages
+
+    def run(self) -> int:
+        """Serve until told to stop."""
+        queue = self._queue
+        try:
+            while True:
+                while not queue:
+                    self._flush()
+                    if self._leaving:
+                        return 0
+                    self._receive(block=True)
+                self._next(queue.popleft())
+        except MpstepsError as error:  # RingCorrupt: the steps of this lane are reported lost
+            print(f"mpsteps worker {os.getpid()}: {error}", file=sys.stderr, flush=True)
+            return EXIT_LANE_BROKEN
+
+    def _receive(self, block: bool) -> None:
+        end = self._end
+        if block:
+            end.wait(None)
+        for frame in end.receive.drain():
+            for message in wire.decode(frame):
+                if message[0] > 0:
+                    self._queue.append(message)
+                else:
+                    self._order(message)
+
+    def _order(self, message: Tuple[Any, ...]) -> None:
+        order = -message[0]
+        if order == wire.FUNCTION:
+            self._functions[message[1]] = message[2]
+        elif order == wire.ANSWER:
+            self._answers.append(message[1])
+        elif order == wire.SETUP:
+            self._set_up(message[1])
+        elif order == wire.STOP:
+            self._leaving = True
+
+    def _flush(self) -> None:
+        replies = self._replies
+        if replies:
+            self._replies = []
+            self._end.send_all(wire.encode(replies))
+        self._flushed = time.perf_counter()
+
+    def request(self, name: str, *args: Any) -> Any:
+        """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
+        self._replies.append((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
+        self._flush()
+        while not self._answers:
+            self._receive(block=True)
+        good, value = wire.unpack(self._answers.popleft(), self._protocol)
+        if not good:
+            raise value
+        return value
+
+    # -------------------------------------------------------------------- set-up
+
+    def _set_up(self, setup: Dict[str, Any]) -> None:
+        """Take in the protocol and where output goes; answers READY, or UNFIT with the reason."""
+        try:
+            self._halt = bool(setup.get("halt"))
+            if setup.get("log"):
+                self._capture(setup["log"], setup["log_folder"])
+            if setup.get("image"):
+                self._protocol = load_image(setup["image"])
+                self._tracker = state.Tracker(self._protocol, setup["ignored"])
+                self._protocol._sink = RemoteSink(self)
+                self._protocol._steps = RemoteSteps(self)
+            self._replies.append((-wire.READY, os.getpid()))
+        except BaseException as error:
+            self._replies.append((-wire.UNFIT, tuple(wire.describe(error))))
+        self._flush()
+
+    def _capture(self, path: str, folder: str) -> None:
+        """Standard output and error of this process and its programs go to a file of its own from now on."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+        for stream in (sys.stdout, sys.stderr):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(line_buffering=True, errors="backslashreplace")
+        faulthandler.enable(file=2)
+        self._log, self._log_folder = path, folder
+        logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s: %(message)s")
+
+    def _keep_log(self, step: int) -> bool:
+        """Move what the step wrote to its own log; whether it wrote anything."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if os.lseek(1, 0, os.SEEK_CUR) == 0 and os.fstat(1).st_size == 0:
+            return False
+        with open(self._log or "", "rb") as source, open(step_log(self._log_folder, step), "ab") as target:
+            while True:
+                data = source.read(1 << 20)
+                if not data:
+                    break
+                target.write(data)
+        os.ftruncate(1, 0)
+        os.lseek(1, 0, os.SEEK_SET)
+        return True
+
+    # --------------------------------------------------------------------- steps
+
+    def _next(self, message: Tuple[Any, ...]) -> None:
+        self._number += 1
+        step = message[0]
+        if not self._end.begin(self._number):
+            self._replies.append((-wire.RETURNED, step))
+            return
+        self._running = step
+        started = time.perf_counter()
+        reply = self._run_step(message)
+        ended = time.perf_counter()
+        cpu = time.process_time()
+        extras, failure = reply
+        seconds, used, self._cpu = ended - started, cpu - self._cpu, cpu
+        if self._log and self._keep_log(step):
+            extras = {**(extras or {}), "log": True}
+        if failure is not None:
+            self._replies.append((step, seconds, used, extras, tuple(failure)))
+            self._flush()
+            self._after_failure()
+        elif extras:
+            self._replies.append((step, seconds, used, extras))
+            self._flush()
+        else:
+            # This one may be kept back for a while: the word alone says that the step has finished, should this
+            # process die before the reply is sent. One with content must be in the ring before the next step begins.
+            self._replies.append((step, seconds, used))
+            self._end.finish(self._number)
+            if ended - self._flushed > FLUSH_SECONDS or len(self._replies) >= FLUSH_COUNT:
+                self._flush()
+
+    def _after_failure(self) -> None:
+        """Where a failure ends the run, nothing that is behind it in the lane starts any more."""
+        if self._halt:
+            self._receive(block=False)
+            self._replies.extend((-wire.RETURNED, m[0]) for m in self._queue)
+            for _ in self._queue:
+                self._number += 1
+                self._end.begin(self._number)
+            self._queue.clear()
+            self._flush()
+
+    def _run_step(self, message: Tuple[Any, ...]) -> Tuple[Optional[Dict[str, Any]], Optional[wire.Failure]]:
+        """Run one step; everything that can raise because of what a user made is inside the try blocks."""
+        step, attempt, fn, args, changes, extras = message
+        gpus = tuple(extras["gpus"]) if extras and "gpus" in extras else ()
+        found: Dict[str, Any] = {}
+        failure: Optional[wire.Failure] = None
+        part = "function"
+        try:
+            if changes and self._tracker is not None:
+                part = "a change of self by an earlier step"
+                for parcel in changes:
+                    self._tracker.apply(wire.unpack(parcel, self._protocol))
+                part = "function"
+            function = self._function(fn)
+            part = "arguments"
+            kwargs: Dict[str, Any] = {}
+            if type(args) is bytes:
+                args, kwargs = wire.unpack(args, self._protocol)
+                if extras and "results" in extras:
+                    args = self._put_results(args, extras["results"])
+        except BaseException as error:
+            return None, _cannot_open(error, part)
+        if self._protocol is not None or gpus:
+            context = _context.StepContext(step, attempt, gpus, self._log)
+            _context.enter_process(context)
+            if self._protocol is not None:
+                self._protocol._stepsExecutor = context
+        try:
+            value = function(*args, **kwargs)
+            if self._protocol is not None:
+                files = check_result_files(value)
+                if files:
+                    found["files"] = files
+        except BaseException as error:
+            failure = wire.describe(error)
+            del error
+        else:
+            if value is not None:
+                failure = self._pack_value(value, found)
+            value = None
+        del function, args, kwargs
+        if self._tracker is not None:
+            failure = self._pack_changes(found, failure)
+        return found or None, failure
+
+    def _put_results(self, args: Tuple[Any, ...], results: Dict[int, bytes]) -> Tuple[Any, ...]:
+        from mpsteps.steps import put_results
+
+        return tuple(put_results(args, lambda step: wire.unpack(results[step], self._protocol)))
+
+    def _function(self, fn: Any) -> Callable[..., Any]:
+        if type(fn) is str:
+            return getattr(self._protocol, fn)  # type: ignore[no-any-return]
+        if type(fn) is bytes:
+            return wire.unpack(fn, self._protocol)  # type: ignore[no-any-return]
+        function = self._functions[fn]
+        if type(function) is bytes:
+            function = self._functions[fn] = wire.unpack(function, self._protocol)
+        return function  # type: ignore[no-any-return]
+
+    def _pack_value(self, value: Any, found: Dict[str, Any]) -> Optional[wire.Failure]:
+        try:
+            parcel = wire.pack(value, self._protocol)
+            if parcel[:1] == b"p" and not _surely_loads(value):
+                wire.unpack(parcel, self._protocol)
+            found["value"] = parcel
+            return None
+        except BaseException as error:
+            return _cannot_send(error, "result", f"the result (of type {type(value).__name__})")
+
+    def _pack_changes(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+        tracker = self._tracker
+        assert tracker is not None
+        try:
+            changes = tracker.changes()
+            if changes:
+                found["changes"] = state.pack_changes(changes, self._protocol)
+        except BaseException as error:
+            if failure is None:
+                part = error.part if isinstance(error, SerializationError) else "a change of self"
+                failure = wire.describe(error, "serialization", part)
+        return failure
+
+
+def _surely_loads(value: Any) -> bool:
+    """Arrays of numbers always load again: trying it would copy them once more."""
+    kind = type(value)
+    return kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject
+
+
+def _cannot_open(error: BaseException, part: str) -> wire.Failure:
+    failure = wire.describe(error, "serialization", part)
+    return failure._replace(
+        message=f"{part} of the step could not be opened in the worker ({failure.type_name}: {failure.message})"
+    )
+
+
+def _cannot_send(error: BaseException, part: str, what: str) -> wire.Failure:
+    failure = wire.describe(error, "serialization", part)
+    return failure._replace(
+        message=f"{what} of the step cannot travel back from the worker ({failure.type_name}: {failure.message})"
+    )
+
+
+def step_log(folder: str, step: int) -> str:
+    """The path of the log of one step."""
+    return os.path.join(folder, f"step-{step:06d}.log")
+
+
+class RemoteSink:
+    """Where the protocol of a worker inserts steps: the coordinator, by a request."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def insert(self, step: Any) -> int:
+        """Insert a step; its real id."""
+        return int(
+            self._worker.request(
+                "insert", step._func, step._funcName, step._args, step._prerequisites, step.isWaiting(),
+                step._interactive, step._needsGPU,
+            )
+        )  # fmt: skip
+
+    def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
+        """A step that has not started waits for more steps."""
+        self._worker.request("add_prerequisites", step_id, prerequisites)
+
+    def set_status(self, step_id: int, status: str) -> None:
+        """Release or hold a step."""
+        self._worker.request("set_status", step_id, status)
+
+
+class RemoteSteps:
+    """`protocol._steps` in a worker: its length and its steps are asked of the coordinator when they are needed."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def __len__(self) -> int:
+        return int(self._worker.request("count"))
+
+    def __getitem__(self, index: int) -> Any:
+        count = len(self)
+        position = index + count if index < 0 else index
+        if not 0 <= position < count:
+            raise IndexError(f"there is no step {position + 1}: the protocol has {count} steps")
+        from mpsteps.steps import Step
+
+        func_name, args, prerequisites, status, interactive, needs_gpu = self._worker.request("step", position + 1)
+        step = Step(func_name, func_name, args, tuple(prerequisites), False, interactive, needs_gpu)
+        step._id, step._status, step._sink = position + 1, status, RemoteSink(self._worker)
+        return step
+
+
+def main(end: WorkerEnd) -> int:
+    """The life of a worker process after the fork; returns its exit code."""
+    signal.signal(signal.SIGINT, _ignore)
+    sys.argv[:1] = ["mpsteps-worker"]
+    return Worker(end).run()
+
+
+def _ignore(_signum: int, _frame: Any) -> None:
+    """The terminal's Ctrl-C is for the coordinator. A handler, not SIG_IGN: programs must not inherit deafness."""

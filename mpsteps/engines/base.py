@@ -1,0 +1,78 @@
+"""What the coordinator asks of an engine, and what an engine tells it."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any, List, NamedTuple, Optional, Tuple, Union
+
+Message = Tuple[Any, ...]
+"""See `mpsteps._ipc.wire` for what stands in a message and in a reply."""
+
+
+class WorkerUp(NamedTuple):
+    """A worker is ready for steps."""
+
+    worker: int
+    pid: int
+
+
+class Replies(NamedTuple):
+    """What a worker put into its lane, in order."""
+
+    worker: int
+    messages: List[Message]
+
+
+class WorkerGone(NamedTuple):
+    """A worker died. `done`: steps that it had finished but not reported; `began`: the step it was running (None:
+    between steps). All others of its lane were never begun. `exitcode` as `subprocess` gives it; None: unknown."""
+
+    worker: int
+    pid: int
+    exitcode: Optional[int]
+    done: Tuple[int, ...]
+    began: Optional[int]
+    peak_kib: int
+    log: str
+
+
+class EngineFailed(NamedTuple):
+    """No more workers can be had; `reason` is a sentence."""
+
+    reason: str
+
+
+Happening = Union[WorkerUp, Replies, WorkerGone, EngineFailed]
+
+
+class Engine(typing.Protocol):
+    """Runs step messages somewhere. All methods are called by the coordinator's thread, `wake` by any.
+
+    `by_value`: messages cross a process boundary, so that everything in them must travel.
+    """
+
+    by_value: bool
+
+    def start(self) -> None:
+        """Begin to bring workers up. Raises EngineError if that cannot even be tried."""
+
+    def send(self, worker: int, messages: List[Message]) -> None:
+        """Put messages into a worker's lane. Never blocks."""
+
+    def revoke(self, worker: int) -> None:
+        """Ask a worker to give back the steps it has not begun; it answers with RETURNED for each."""
+
+    def kill(self, worker: int, signal: int) -> None:
+        """Send a signal to a worker and the programs it has started."""
+
+    def wait(self, timeout: Optional[float]) -> List[Happening]:
+        """Sleep until something happens, `wake` is called or `timeout` seconds have passed; what happened."""
+
+    def wake(self) -> None:
+        """Make a `wait` that sleeps return. May be called from any thread and from a signal handler."""
+
+    def pid(self, worker: int) -> int:
+        """The process that runs a worker's steps."""
+
+    def stop(self, at_once: bool = False) -> None:
+        """End all workers, and everything that they have started."""

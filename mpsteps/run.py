@@ -1,0 +1,428 @@
+"""The composition root: takes a protocol, puts run directory, journal, scheduler, engine and loop together, runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from mpsteps._coordinator import Coordinator
+from mpsteps._core.scheduler import Scheduler
+from mpsteps._core.slots import SlotPool
+from mpsteps._demands import gpu_groups
+from mpsteps._ipc import state, wire
+from mpsteps._ipc.wire import Failure
+from mpsteps._journal import JournalHeader, JournalWriter, RunHistory, StepRecord, read_journal
+from mpsteps._local import run_here
+from mpsteps._machine import usable_memory
+from mpsteps._protocol_run import ProtocolRun
+from mpsteps._recorder import Recorder
+from mpsteps._rundir import RunDirectory
+from mpsteps._signals import Signals
+from mpsteps._worker import step_log
+from mpsteps.engines.base import Engine
+from mpsteps.engines.inline import InlineEngine
+from mpsteps.errors import EngineError, JournalError, MpstepsError, RunDirectoryError, UsageError, ValidationError
+from mpsteps.listeners import Listener
+from mpsteps.protocol import Protocol
+from mpsteps.report import RunReport
+
+ENGINES = ("inline", "processes")
+RUNS_FOLDER = "Runs"
+FENCE_SECONDS = 10.0
+"""How long a new coordinator waits for workers of a dead one to be gone (they are killed within a second)."""
+
+logger = logging.getLogger("mpsteps.protocol")
+
+
+def run(
+    protocol: Protocol,
+    engine: Optional[str] = None,
+    listeners: Sequence[Listener] = (),
+    keep_going: Optional[bool] = None,
+    durability: str = "process",
+    in_doubt: str = "rerun",
+) -> RunReport:
+    """Run a protocol; returns its report.
+
+    `engine`: 'inline' or 'processes'; None: by the protocol's stepsExecutionMode. `keep_going` overrides the
+    protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
+    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
+
+    Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
+    had, JournalError when the disk is full; the protocol is failed then. KeyboardInterrupt after Ctrl-C.
+    """
+    try:
+        _check_options(protocol, engine, in_doubt)
+        if keep_going is not None:
+            protocol.keepGoing = keep_going
+        messages = protocol.validate()
+        if messages:
+            raise ValidationError(messages)
+        directory, created = _directory(protocol)
+    except MpstepsError as error:
+        protocol.setFailed(str(error))
+        raise
+    session = _Session(protocol, directory, engine, tuple(listeners), durability, in_doubt)
+    try:
+        return session.run()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            protocol.setFailed(str(error) or type(error).__name__)
+        if created and not session.began:
+            shutil.rmtree(directory.path, ignore_errors=True)  # nothing ran: leave nothing half-made
+        raise
+    finally:
+        directory.close()
+
+
+def _check_options(protocol: Protocol, engine: Optional[str], in_doubt: str) -> None:
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    if in_doubt not in ("rerun", "fail"):
+        raise UsageError(f"in_doubt must be 'rerun' or 'fail', not {in_doubt!r}")
+    if protocol._sink is not None:
+        raise UsageError(f"{type(protocol).__name__} is running already")
+
+
+def _directory(protocol: Protocol) -> Tuple[RunDirectory, bool]:
+    """The run directory, locked; whether it was made just now."""
+    path = protocol.getWorkingDir()
+    if not path:
+        directory = RunDirectory.create(RUNS_FOLDER, type(protocol).__name__)
+        protocol.setWorkingDir(os.path.relpath(directory.path))
+        created = True
+    else:
+        created = not os.path.lexists(path)
+        directory = RunDirectory.create_at(path)
+    try:
+        directory.lock()
+        if not directory.wait_for_fence(FENCE_SECONDS):
+            pids = ", ".join(str(p) for p in directory.fence_holders())
+            raise RunDirectoryError(
+                f"worker processes of an earlier coordinator are still alive in run {directory.path!r} (pids {pids}): "
+                "end them first"
+            )
+        if protocol.isRestart():
+            directory.clean()
+    except BaseException:
+        directory.close()
+        raise
+    return directory, created
+
+
+class _Session:
+    """One call of `run`: everything that lives as long as it does."""
+
+    def __init__(
+        self, protocol: Protocol, directory: RunDirectory, engine: Optional[str], listeners: Tuple[Listener, ...],
+        durability: str, in_doubt: str,
+    ) -> None:  # fmt: skip
+        self.protocol = protocol
+        self.directory = directory
+        self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
+        self.workers = protocol.getScipionThreads() if self.engine_name != "inline" else 1
+        self.listeners = listeners
+        self.durability = durability
+        self.in_doubt = in_doubt
+        self.began = False  # a step may have been started
+        self.started = time.time()
+        self._interrupted: List[int] = []
+
+    def run(self) -> RunReport:
+        """Insert the steps, run them, close everything."""
+        protocol = self.protocol
+        history = self._history()
+        with _log_to(self.directory):
+            protocol.setRunning()
+            protocol.info(f"{type(protocol).__name__} starts in {self.directory.path}, engine {self.engine_name}")
+            self._insert_steps()
+            work = self._work = self._make_work(history)
+            work.check_graph()
+            restored, doubtful = self._restored(history, work)
+            with self._journal(history) as journal:
+                self._recorder.use(journal)
+                self.began = True
+                self._recorder.session(self._session_info())
+                report = self._run_loop(work, restored, doubtful)
+        self._raise_signal()
+        return report
+
+    # ------------------------------------------------------------------- preparation
+
+    def _history(self) -> RunHistory:
+        """What earlier sessions left in this directory."""
+        path = self.directory.journal_path
+        if not os.path.exists(path):
+            return RunHistory()
+        history = read_journal(path).replay()
+        name = type(self.protocol).__name__
+        before = history.sessions[-1].get("class") if history.sessions else name
+        if before != name:
+            raise RunDirectoryError(
+                f"{self.directory.path!r} is a run of protocol {before}, not of {name}: choose another directory"
+            )
+        return history
+
+    def _insert_steps(self) -> None:
+        protocol = self.protocol
+        protocol._steps = []
+        protocol._stepsDone.set(0)
+        protocol._numberOfSteps.set(0)
+        protocol._insertAllSteps()
+        if not protocol._steps and type(protocol)._stepsCheck is Protocol._stepsCheck:
+            raise UsageError(
+                f"{type(protocol).__name__} has no steps: its _insertAllSteps must insert them with "
+                "self._insertFunctionStep(...)"
+            )
+
+    def _make_work(self, history: RunHistory) -> ProtocolRun:
+        by_value = self.engine_name != "inline"
+        groups = gpu_groups(self.protocol.getGpuList(), self.workers)
+        self._recorder = Recorder(self.protocol)
+        work = ProtocolRun(
+            self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs
+        )
+        slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
+        scheduler = Scheduler(slots, bool(self.protocol.keepGoing))
+        work.coordinator = self._coordinator = Coordinator(scheduler, self._make_engine(work), work)
+        return work
+
+    def _make_engine(self, work: ProtocolRun) -> Engine:
+        if self.engine_name == "inline":
+
+            def run_step(message: Tuple[Any, ...]) -> Tuple[Any, ...]:
+                return run_here(message, work.tracker, self.protocol, step_log(self.directory.logs, message[0]))
+
+            return InlineEngine(run_step)
+        from mpsteps.engines.processes import ProcessEngine
+
+        self._fence = self.directory.open_fence()
+        return ProcessEngine(self.workers, work.setup, self.directory.logs, keep_open=(self._fence,))
+
+    def _restored(self, history: RunHistory, work: ProtocolRun) -> Tuple[Dict[int, StepRecord], List[int]]:
+        """The steps that finished before and count, by id; and those that were cut in the middle."""
+        restored: Dict[int, StepRecord] = {}
+        available = {digest: list(records) for digest, records in history.finished_by_digest.items()}
+        for step in work.in_order():
+            records = available.get(self._recorder.digest(step))
+            if not records or not all(p in restored for p in step._prerequisites):
+                continue
+            files = (records[0].result or {}).get("files", ())
+            if all(os.path.exists(f) for f in files):
+                restored[step._id] = records.pop(0)
+        for record in sorted(restored.values(), key=lambda r: r.order or 0):
+            for change in wire.unpack(record.changes, self.protocol) if record.changes else ():
+                state.apply(self.protocol, change)
+        return restored, self._doubtful(history, work, restored)
+
+    def _doubtful(self, history: RunHistory, work: ProtocolRun, restored: Dict[int, StepRecord]) -> List[int]:
+        digests = {r.digest for r in history.in_doubt}
+        doubtful = [s for s in work.steps if s._id not in restored and self._recorder.digest(s) in digests]
+        if doubtful:
+            names = ", ".join(str(s) for s in doubtful[:10])
+            if self.in_doubt == "fail":
+                raise UsageError(
+                    f"{len(doubtful)} steps were running when the last session broke off ({names}): look at what they "
+                    "left, then resume with in_doubt='rerun' (--in-doubt rerun)"
+                )
+            self.protocol.warning(f"{len(doubtful)} steps were cut in the middle by a crash and run again: {names}")
+        return [s._id for s in doubtful]
+
+    @contextlib.contextmanager
+    def _journal(self, history: RunHistory) -> Iterator[JournalWriter]:
+        path = self.directory.journal_path
+        if os.path.exists(path):
+            journal = JournalWriter.reopen(path, self.durability)
+        else:
+            journal = JournalWriter(path, self.durability, JournalHeader(type(self.protocol).__name__))
+        with journal:
+            yield journal
+
+    def _session_info(self) -> Dict[str, Any]:
+        protocol = self.protocol
+        return {
+            "name": protocol.getRunName(),
+            "class": type(protocol).__name__,
+            "target": target_of(protocol),
+            "params": {k: v if wire.is_plain(v) else str(v) for k, v in protocol.getDefinitionDict().items()},
+            "threads": self.workers,
+            "engine": self.engine_name,
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "cwd": os.getcwd(),
+            "started": self.started,
+        }
+
+    # ---------------------------------------------------------------------- the loop
+
+    def _run_loop(self, work: ProtocolRun, restored: Dict[int, StepRecord], doubtful: List[int]) -> RunReport:
+        coordinator = self._coordinator
+        at_once = True
+        with Signals(self._on_signal):
+            try:
+                work.begin(restored)
+                self._recorder.doubt(doubtful)
+                if work.done < work.total or work.checks_steps:
+                    coordinator.run()
+                at_once = coordinator.killed
+            except (EngineError, JournalError) as error:
+                work.problem = error
+            finally:
+                coordinator.engine.stop(at_once)
+                if self.engine_name != "inline":
+                    os.close(self._fence)
+                work.end()
+        return self._finish(work, doubtful)
+
+    def _on_signal(self, number: int, count: int) -> None:
+        """In a signal handler: note it, wake the loop. The second Ctrl-C ends running steps, too."""
+        self._interrupted.append(number)
+        coordinator = self._coordinator
+        if number == signal.SIGINT and count == 1:
+            coordinator.post(self._stop_gently)
+        elif number == signal.SIGINT and not coordinator.engine.by_value:
+            raise KeyboardInterrupt  # out of the step that runs in this very thread
+        else:
+            coordinator.post(self._stop_at_once)
+
+    def _stop_gently(self) -> None:
+        if not self._coordinator.scheduler.stopping:
+            self._work.interrupted = "stopped by Ctrl-C"
+            self._coordinator.stop_starting()
+            for listener in self.listeners:
+                listener.run_stopping(self._work, "waiting for the running steps; Ctrl-C again ends them")
+
+    def _stop_at_once(self) -> None:
+        name = signal.Signals(self._interrupted[-1]).name
+        self._work.interrupted = f"ended by {name}"
+        self._coordinator.kill_all(Failure("cancelled", "StepCancelled", f"the run was ended by {name}"))
+
+    def _finish(self, work: ProtocolRun, doubtful: List[int]) -> RunReport:
+        """Status, last record, clean-up, report."""
+        protocol = self.protocol
+        protocol._cpuTime += work.cpu_seconds
+        problem = work.problem
+        if problem is not None:
+            protocol.setFailed(str(problem) or type(problem).__name__)
+        elif work.interrupted:
+            protocol.setAborted()
+        elif work.failed_steps:
+            protocol.setFailed(_failure_message(work))
+        elif any(s.isAwaitingUser() for s in work.steps):
+            protocol.setInteractive()
+        else:
+            protocol.setFinished()
+        report = self._report(work, doubtful)
+        protocol._report = report
+        self._record_end(problem)
+        if report.ok:
+            _empty(self.directory.tmp)
+        protocol.info(report.text())
+        for listener in self.listeners:
+            listener.run_ended(work, report)
+        if problem is not None:
+            raise problem
+        return report
+
+    def _record_end(self, problem: Optional[BaseException]) -> None:
+        recorder = self._recorder
+        try:
+            if isinstance(problem, JournalError):
+                recorder.save_what_happened()
+            recorder.ended(self.protocol.getStatus(), self.protocol.getErrorMessage())
+            recorder.commit()
+        except JournalError as error:
+            if problem is None:
+                raise
+            self.protocol.error(f"the end of the run could not be recorded: {error}")
+
+    def _report(self, work: ProtocolRun, doubtful: List[int]) -> RunReport:
+        protocol = self.protocol
+        return RunReport(
+            protocol=type(protocol).__name__,
+            run_dir=protocol.getWorkingDir(),
+            status=protocol.getStatus(),
+            message=protocol.getErrorMessage(),
+            total=work.total,
+            finished=work.done,
+            kept=work.kept,
+            failed=tuple(work.failed_steps),
+            skipped=work.skipped,
+            in_doubt=tuple(doubtful),
+            workers=self.workers,
+            seconds=time.time() - self.started,
+            cpu_seconds=work.cpu_seconds,
+        )
+
+    def _raise_signal(self) -> None:
+        """What the user or the system wanted of this process, now that nothing is left open."""
+        if not self._interrupted:
+            return
+        if self._interrupted[-1] == signal.SIGINT:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), self._interrupted[-1])
+
+
+def target_of(protocol: Protocol) -> str:
+    """How `mpsteps resume` finds the class again: 'file.py:Class' or 'module:Class'."""
+    cls = type(protocol)
+    module = sys.modules.get(cls.__module__)
+    target = getattr(module, "__mpsteps_target__", None)
+    if target:
+        return f"{target}:{cls.__qualname__}"
+    path = getattr(module, "__file__", None)
+    if cls.__module__ == "__main__" and path:
+        return f"{os.path.abspath(path)}:{cls.__qualname__}"
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _failure_message(work: ProtocolRun) -> str:
+    first = str(work.steps[work.failed_steps[0].step - 1].getErrorMessage())
+    if len(work.failed_steps) == 1:
+        return first
+    others = "\n".join(str(work.steps[f.step - 1].getErrorMessage()) for f in work.failed_steps[1:])
+    return f"{len(work.failed_steps)} steps failed\n{first}\n{others}"
+
+
+def _empty(folder: str) -> None:
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def _log_to(directory: RunDirectory) -> Iterator[None]:
+    """Lines of the protocol's log go to logs/run.stdout, warnings and errors to logs/run.stderr as well."""
+    form = logging.Formatter("%(asctime)s %(levelname)s: %(message)s")
+    handlers = []
+    level = logger.level
+    for name, least in (("run.stdout", logging.INFO), ("run.stderr", logging.WARNING)):
+        handler = logging.FileHandler(os.path.join(directory.logs, name), encoding="utf-8", errors="backslashreplace") \
+            if sys.version_info >= (3, 9) else logging.FileHandler(os.path.join(directory.logs, name), encoding="utf-8")
+        handler.setLevel(least)
+        handler.setFormatter(form)
+        handlers.append(handler)
+        logger.addHandler(handler)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    propagate = logger.propagate
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,742 @@
+"""Every interleaving of small cases, run with the real code on a model of the hardware.
+
+Each side is a function that uses the real `RingWriter`, `RingReader`, `Sleeper`, `Waker` and lane ends over stand-ins
+for shared words, ring data and bells. A side is run by replay: from its start, with the results of the accesses it has
+made so far, up to the next one, which is thereby known. The explorer tries every order of these accesses, and of the
+moments at which stores leave each side's store buffer: in order of time, as on x86, or in any order of addresses
+(`weak=True`: a machine that reorders stores, as ARM does). Nobody is woken by a time-out here, so a lost wake-up is a
+state in which somebody sleeps for ever, and it is found. The mutants at the end show that it would be.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Callable, Tuple
+
+import pytest
+
+from mpsteps._ipc.bell import Sleeper, Waker
+from mpsteps._ipc.lane import NEVER, CoordinatorEnd, WorkerEnd
+from mpsteps._ipc.ring import BLOCKED, HEAD, HEADER, TAIL, RingReader, RingWriter
+
+Access = Tuple[Any, ...]
+CAPACITY = 128  # the smallest ring: four frames of up to 16 bytes of payload
+
+
+# ---------------------------------------------------------------------------------------- the stand-ins of one side
+class _Pause(BaseException):
+    """The side has come to an access whose result is not known yet."""
+
+
+class Side:
+    """One process during one replay: gives out the results it has, and stops at the first that is missing."""
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results = results
+        self.position = 0
+        self.pending: Access | None = None
+
+    def do(self, *access: Any) -> Any:
+        if self.pending is None and self.position < len(self.results):
+            self.position += 1
+            return self.results[self.position - 1]
+        self.pending = self.pending or access  # also when a `finally` goes on after the pause
+        raise _Pause
+
+    def fence(self) -> None:
+        self.do("fence")
+
+
+class Words:
+    """A memoryview of 64-bit words; `base` names the region, so that addresses are unique."""
+
+    def __init__(self, side: Side, base: int = 0) -> None:
+        self.side, self.base = side, base
+
+    def __getitem__(self, index: int) -> int:
+        return self.side.do("load", self.base + index)
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self.side.do("store", self.base + index, value)
+
+
+class Data:
+    """A memoryview of a ring's data; `base` is where that ring's data are in the model's."""
+
+    def __init__(self, side: Side, base: int = 0) -> None:
+        self.side, self.base = side, base
+
+    def __getitem__(self, where: slice) -> memoryview:
+        stop = CAPACITY if where.stop is None else where.stop
+        return memoryview(self.side.do("read", self.base + (where.start or 0), self.base + stop))
+
+    def __setitem__(self, where: slice, value: Any) -> None:
+        self.side.do("write", self.base + (where.start or 0), bytes(value))
+
+
+class ModelBell:
+    """A bell; ringing and clearing are single steps in the kernel, which also empty this side's store buffer."""
+
+    def __init__(self, side: Side, number: int) -> None:
+        self.side, self.number = side, number
+
+    def ring(self) -> None:
+        self.side.do("ring", self.number)
+
+    def clear(self) -> None:
+        self.side.do("clear", self.number)
+
+    def fileno(self) -> int:
+        return 0
+
+
+class ModelSleeper(Sleeper):
+    """The real sleeper; only the system call that waits is replaced, by one that knows no time-out."""
+
+    __slots__ = ("side",)
+
+    def sleep(self, seconds: float) -> bool:
+        return self.side.do("sleep", self._bell.number)
+
+
+def make_writer(side: Side, kind: type = RingWriter, ordered: bool = True) -> RingWriter:
+    writer = kind(memoryview(bytearray(HEADER + CAPACITY)), ordered)
+    writer._words, writer._data, writer._fence = Words(side), Data(side), side.fence
+    return writer
+
+
+def second_ring(end: Any, side: Side) -> Any:
+    """The same writer or reader, on the other ring of the model."""
+    end._words, end._data = Words(side, SECOND), Data(side, CAPACITY)
+    return end
+
+
+def make_reader(side: Side, on_room: Any = None, kind: type = RingReader, ordered: bool = True) -> RingReader:
+    reader = kind(memoryview(bytearray(HEADER + CAPACITY)), on_room, ordered)
+    reader._words, reader._data, reader._fence = Words(side), Data(side), side.fence
+    reader._unpack = lambda data, start: struct.unpack("=IIQ", data[start : start + 16])
+    reader._settle = lambda: side.do("settle")
+    return reader
+
+
+ASLEEP, BEGUN, REVOKED, ANSWERED, SENT = 64, 72, 88, 96, 104  # addresses outside the ring's words
+SECOND = 200  # where the words of a second ring begin
+
+
+def make_sleeper(side: Side, bell: int = 0, kind: type = ModelSleeper, ordered: bool = True) -> Sleeper:
+    sleeper = kind(Words(side), ASLEEP, ModelBell(side, bell), ordered)
+    sleeper.side, sleeper._fence = side, side.fence
+    return sleeper
+
+
+def make_waker(side: Side, bell: int = 0, kind: type = Waker, ordered: bool = True) -> Waker:
+    waker = kind(Words(side), ASLEEP, ModelBell(side, bell), ordered)
+    waker._fence = side.fence
+    return waker
+
+
+# ------------------------------------------------------------------------------------------------------ the explorer
+class Violation(Exception):
+    """An interleaving with a wrong end; the message says which."""
+
+
+class Explorer:
+    """All interleavings of `programs`; `check(results)` judges each end. A state is visited once."""
+
+    def __init__(
+        self,
+        programs: list[Callable[[Side], Any]],
+        check: Callable[[list[Any]], bool],
+        weak: bool,
+        start: tuple[dict[int, int], bytes],
+    ) -> None:
+        self.programs, self.check, self.weak, self.start = programs, check, weak, start
+        self.histories: list[list[list[Any]]] = [[[]] for _ in programs]  # per side: results by node
+        self.children: dict[tuple[int, int, Any], int] = {}
+        self.nodes: dict[tuple[int, int], tuple[str, Any]] = {}
+        self.states = 0
+
+    def node(self, side: int, number: int) -> tuple[str, Any]:
+        """('access', it) or ('end', result): what this side does next after the history of this node."""
+        key = side, number
+        if key not in self.nodes:
+            replay = Side(self.histories[side][number])
+            try:
+                self.nodes[key] = "end", self.programs[side](replay)
+            except _Pause:
+                self.nodes[key] = "access", replay.pending
+            except Exception as error:
+                raise Violation(f"side {side} failed: {error!r}") from error
+        return self.nodes[key]
+
+    def child(self, side: int, number: int, result: Any) -> int:
+        key = side, number, result
+        if key not in self.children:
+            self.histories[side].append([*self.histories[side][number], result])
+            self.children[key] = len(self.histories[side]) - 1
+        return self.children[key]
+
+    def run(self) -> Explorer:
+        count = len(self.programs)
+        words, data = self.start
+        memory = tuple(sorted({REVOKED: NEVER, **words}.items()))
+        start = ((0,) * count, memory, data.ljust(2 * CAPACITY, b"\0"), ((),) * count, (0, 0))
+        seen, todo = {start}, [start]
+        while todo:
+            state = todo.pop()
+            following = self.successors(state)
+            if not following:
+                self.judge(state)
+            for new in following:
+                if new not in seen:
+                    seen.add(new)
+                    todo.append(new)
+            assert len(seen) < 600_000, "this case is too large to be explored"
+        self.states = len(seen)
+        return self
+
+    def judge(self, state: Any) -> None:
+        ends = [self.node(side, number) for side, number in enumerate(state[0])]
+        for side, (kind, value) in enumerate(ends):
+            if kind != "end":
+                raise Violation(f"side {side} waits for ever at {value} with memory {state[1]}")
+        if not self.check([value for _, value in ends]):
+            raise Violation(f"wrong end: {[value for _, value in ends]}")
+
+    def successors(self, state: Any) -> list[Any]:
+        result = []
+        for side in range(len(self.programs)):
+            result.extend(self.drained(state, side))
+            kind, access = self.node(side, state[0][side])
+            if kind == "access":
+                new = self.step(state, side, access)
+                if new is not None:
+                    result.append(new)
+        return result
+
+    def drained(self, state: Any, side: int) -> list[Any]:
+        """The states after one store has left this side's buffer: the oldest, or (weak) the oldest of an address."""
+        numbers, words, data, buffers, bells = state
+        result, passed = [], set()
+        for position, (address, value) in enumerate(buffers[side]):
+            if address in passed:
+                continue
+            passed.add(address)
+            rest = buffers[side][:position] + buffers[side][position + 1 :]
+            left = (*buffers[:side], rest, *buffers[side + 1 :])
+            if isinstance(value, bytes):
+                offset = address[1]
+                changed = data[:offset] + value + data[offset + len(value) :]
+                result.append((numbers, words, changed, left, bells))
+            else:
+                memory = tuple(sorted({**dict(words), address: value}.items()))
+                result.append((numbers, memory, data, left, bells))
+            if not self.weak:
+                break
+        return result
+
+    def step(self, state: Any, side: int, access: Access) -> Any | None:
+        """The state after this side's access; None while it has to wait."""
+        numbers, words, data, buffers, bells = state
+        mine, name, outcome = buffers[side], access[0], None
+        if name in ("fence", "ring", "clear") and mine:
+            return None
+        if name == "load":
+            stored = [value for address, value in mine if address == access[1]]
+            outcome = stored[-1] if stored else dict(words).get(access[1], 0)
+        elif name == "store":
+            mine = (*mine, (access[1], access[2]))
+        elif name == "write":
+            mine = (*mine, (("data", access[1]), access[2]))
+        elif name == "read":
+            outcome = data[access[1] : access[2]]
+        elif name == "settle" and any(buffers[other] for other in range(len(buffers)) if other != side):
+            return None  # hardware gets rid of its stores in far less time than these retries take
+        elif name == "await" and dict(words).get(access[1], 0) < access[2]:
+            return None
+        elif name == "sleep":
+            if not bells[access[1]]:
+                return None
+            outcome = True
+        elif name in ("ring", "clear"):
+            bells = tuple((name == "ring") if n == access[1] else bell for n, bell in enumerate(bells))
+        number = self.child(side, numbers[side], outcome)
+        left = (*buffers[:side], mine, *buffers[side + 1 :])
+        return (*numbers[:side], number, *numbers[side + 1 :]), words, data, left, bells
+
+
+def explore(
+    check: Callable[[list[Any]], bool],
+    *programs: Callable[[Side], Any],
+    weak: bool = False,
+    start: tuple[dict[int, int], bytes] = ({}, b""),
+) -> Explorer:
+    return Explorer(list(programs), check, weak, start).run()
+
+
+# --------------------------------------------------------------------------------------------------------- two puts
+def putting(*messages: bytes, kind: type = RingWriter) -> Callable[[Side], Any]:
+    def program(side: Side) -> list[bool]:
+        writer = make_writer(side, kind)
+        return [writer.put(message) for message in messages]
+
+    return program
+
+
+def getting(times: int, kind: type = RingReader) -> Callable[[Side], Any]:
+    def program(side: Side) -> list[bytes]:
+        reader = make_reader(side, kind=kind)
+        return [message for message in (reader.get() for _ in range(times)) if message is not None]
+
+    return program
+
+
+def test_two_puts_and_two_gets_give_a_prefix_in_every_order() -> None:
+    """Whatever the order, the reader gets the first messages put, whole, in order, and nothing else."""
+    ends = set()
+
+    def prefix(results: list[Any]) -> bool:
+        ends.add(tuple(results[1]))
+        return results[0] == [True, True] and [b"one", b"two"][: len(results[1])] == results[1]
+
+    assert explore(prefix, putting(b"one", b"two"), getting(2)).states > 50
+    assert ends == {(), (b"one",), (b"one", b"two")}
+
+
+def test_a_frame_is_overwritten_only_after_it_was_taken() -> None:
+    """Puts into a full ring change nothing; puts into room just freed never touch a frame that is being read."""
+    messages = [bytes([65 + n]) * 16 for n in range(6)]
+
+    def kept(results: list[Any]) -> bool:
+        accepted = [message for message, done in zip(messages, results[0]) if done]
+        return results[1] == accepted[: len(results[1])]
+
+    assert explore(kept, putting(*messages), getting(3)).states > 500
+
+
+# --------------------------------------------------------------------------------------------------- sleep and wake
+def put_and_wake(
+    *messages: bytes, writing: type = RingWriter, waking: type = Waker, ordered: bool = True
+) -> Callable[[Side], Any]:
+    def program(side: Side) -> None:
+        writer = make_writer(side, writing, ordered)
+        waker = make_waker(side, kind=waking, ordered=ordered)
+        for message in messages:
+            assert writer.put(message)
+            waker.wake()
+
+    return program
+
+
+def get_all(count: int, sleeping: type = ModelSleeper, ordered: bool = True) -> Callable[[Side], Any]:
+    """Get `count` messages, sleeping on bell 0 when there is none."""
+
+    def program(side: Side) -> list[bytes]:
+        reader = make_reader(side, ordered=ordered)
+        sleeper = make_sleeper(side, kind=sleeping, ordered=ordered)
+        got: list[bytes] = []
+        while len(got) < count:
+            if sleeper.wait(reader.pending, spin_seconds=0):
+                got.extend(reader.drain())
+        return got
+
+    return program
+
+
+def delivers(*messages: bytes) -> Callable[[list[Any]], bool]:
+    return lambda results: results[-1] == list(messages)
+
+
+def test_no_wake_up_is_lost_on_x86() -> None:
+    """With stores delayed as long as they like, the sleeper gets both messages and never sleeps on one."""
+    assert explore(delivers(b"a", b"b"), put_and_wake(b"a", b"b"), get_all(2)).states > 1000
+
+
+def test_no_wake_up_and_no_message_is_lost_where_stores_are_reordered() -> None:
+    """`ordered=False` keeps its promise on a machine on which `head` may become visible before the payload."""
+    programs = put_and_wake(b"a", b"b", ordered=False), get_all(2, ordered=False)
+    assert explore(delivers(b"a", b"b"), *programs, weak=True).states > 500
+
+
+def test_what_is_right_on_x86_is_found_wrong_where_stores_are_reordered() -> None:
+    """The weak model has teeth: the x86 protocol fails on it, so passing it above means something."""
+    with pytest.raises(Violation):
+        explore(delivers(b"a", b"b"), put_and_wake(b"a", b"b"), get_all(2), weak=True)
+
+
+def test_two_wakers_of_one_sleeper_do_not_hide_each_other() -> None:
+    """The coordinator sleeps once for all lanes: two workers that finish at once wake it for both."""
+    lanes = 128, 136
+
+    def worker(address: int) -> Callable[[Side], Any]:
+        def program(side: Side) -> None:
+            Words(side)[address] = 1
+            make_waker(side).wake()
+
+        return program
+
+    def coordinator(side: Side) -> bool:
+        words, sleeper = Words(side), make_sleeper(side)
+        done = set()
+        while len(done) < len(lanes):
+            found = {lane for lane in lanes if lane not in done and words[lane]}
+            if not found:
+                sleeper.prepare()
+                found = {lane for lane in lanes if lane not in done and words[lane]}
+                sleeper.awake(not found and sleeper.sleep(0))
+            done |= found
+        return True
+
+    assert explore(lambda results: results[-1], worker(lanes[0]), worker(lanes[1]), coordinator).states > 500
+
+
+# ------------------------------------------------------------------------------------------------------ a full ring
+LONG = bytes(range(80))  # five frames, through a ring of four: the writer waits once
+LONGER = bytes(range(112))  # seven: it may have to wait three times
+
+
+def full_ring(message: bytes) -> tuple[dict[int, int], bytes]:
+    """(words, data) of a ring after a real writer has begun `message`: full, with the writer waiting for room."""
+    memory = bytearray(HEADER + CAPACITY)
+    writer = RingWriter(memoryview(memory), True)
+    assert not writer.begin(message)
+    return {HEAD: writer._words[HEAD], BLOCKED: writer._words[BLOCKED]}, bytes(writer._data)
+
+
+def continued(writer: RingWriter, message: bytes) -> RingWriter:
+    """A model writer in the state in which `full_ring` leaves its writer."""
+    writer._head = writer._limit = CAPACITY
+    writer._sequence, writer._epoch = 5, 1
+    writer._backlog.append(memoryview(message)[4 * 16 :])
+    return writer
+
+
+def send_long(
+    kind: type = RingWriter, ordered: bool = True, message: bytes = LONG, full: bool = False
+) -> Callable[[Side], Any]:
+    """Begin a message longer than the ring and pump the rest as the reader rings bell 1 for room.
+
+    `full`: go on from `full_ring`, which spares the explorer the orders in which the first four frames go in.
+    """
+
+    def program(side: Side) -> None:
+        writer, bell = make_writer(side, kind, ordered), ModelBell(side, 1)
+        done = continued(writer, message).pump() if full else writer.begin(message)
+        while not done:
+            side.do("sleep", 1)
+            bell.clear()
+            done = writer.pump()
+
+    return program
+
+
+def get_long(kind: type = RingReader, ordered: bool = True) -> Callable[[Side], Any]:
+    """Drain until the message is there, ringing bell 1 for room. It never misses a message: that is shown above."""
+
+    def program(side: Side) -> list[bytes]:
+        reader = make_reader(side, ModelBell(side, 1).ring, kind, ordered)
+        got: list[bytes] = []
+        while not got:
+            side.do("await", HEAD, reader._cursor + 1)
+            got = reader.drain()
+        return got
+
+    return program
+
+
+def test_a_writer_that_waits_for_room_is_woken_on_x86() -> None:
+    """A message longer than the ring arrives whole; neither side ever waits for one that waits for it."""
+    assert explore(delivers(LONG), send_long(), get_long()).states > 1000
+
+
+@pytest.mark.parametrize(("ordered", "frames"), [(True, 7), (False, 6)], ids=["x86", "reordered"])
+def test_a_writer_that_waits_for_room_again_and_again_is_woken(ordered: bool, frames: int) -> None:
+    """From a full ring on, with some frames to go: also with `ordered=False`, on a machine that reorders stores."""
+    message = LONGER[: frames * 16]
+    programs = send_long(ordered=ordered, message=message, full=True), get_long(ordered=ordered)
+    assert explore(delivers(message), *programs, weak=not ordered, start=full_ring(message)).states > 1000
+
+
+def coordinate(ordered: bool, looks_for_room: bool = True) -> Callable[[Side], Any]:
+    """The coordinator's loop: a backlog going out, an answer to come, one sleep for both. All is rung on bell 1."""
+
+    def program(side: Side) -> list[bytes]:
+        writer = continued(make_writer(side, ordered=ordered), LONG)
+        reader = second_ring(make_reader(side, ordered=ordered), side)
+        sleeper = make_sleeper(side, 1, ordered=ordered)
+        got: list[bytes] = []
+        done = False
+        while True:
+            got.extend(reader.drain())
+            done = done or writer.pump()
+            if done and got:
+                return got
+            sleeper.prepare()
+            busy = reader.pending() or (looks_for_room and writer.can_pump())
+            sleeper.awake(not busy and sleeper.sleep(0))
+
+    return program
+
+
+def answer_long(ordered: bool) -> Callable[[Side], Any]:
+    """The worker: takes the long message, ringing bell 1 for room, answers, and wakes."""
+
+    def program(side: Side) -> List[bytes]:
+        got = get_long(ordered=ordered)(side)
+        assert second_ring(make_writer(side, ordered=ordered), side).put(b"answer")
+        make_waker(side, 1, ordered=ordered).wake()
+        return got
+
+    return program
+
+
+def both_arrive(results: List[Any]) -> bool:
+    return results == [[b"answer"], [LONG]]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_coordinator_sleeps_for_messages_and_room_at_once(ordered: bool) -> None:
+    """It never blocks on a full ring: one sleep ends when there is room, or an answer, in every order."""
+    explore(both_arrive, coordinate(ordered), answer_long(ordered), weak=not ordered, start=full_ring(LONG))
+
+
+def test_a_coordinator_that_looks_for_messages_only_sleeps_on_room() -> None:
+    """Why the last look must be at all it is rung for: `prepare` may just have cleared the ring for room."""
+    with pytest.raises(Violation, match="for ever"):
+        programs = coordinate(False, looks_for_room=False), answer_long(False)
+        explore(both_arrive, *programs, weak=True, start=full_ring(LONG))
+
+
+# ----------------------------------------------------------------------------------------------------- taking back
+def coordinator_end(side: Side, kind: type = CoordinatorEnd) -> CoordinatorEnd:
+    end = kind.__new__(kind)
+    end._words, end._ordered, end._fence = Words(side, ASLEEP), True, side.fence
+    return end
+
+
+def worker_end(side: Side, kind: type = WorkerEnd) -> WorkerEnd:
+    end = kind.__new__(kind)
+    end._words, end._ordered, end._fence = Words(side, ASLEEP), True, side.fence
+    return end
+
+
+def beginning(*numbers: int, kind: type = WorkerEnd) -> Callable[[Side], Any]:
+    def program(side: Side) -> list[int]:
+        end = worker_end(side, kind)
+        return [number for number in numbers if end.begin(number)]
+
+    return program
+
+
+def revoking(number: int, kind: type = CoordinatorEnd) -> Callable[[Side], Any]:
+    return lambda side: coordinator_end(side, kind).revoke(number)
+
+
+def taken_back_is_not_run(results: list[Any]) -> bool:
+    taken, ran = results
+    return 1 in ran and all(number < taken for number in ran)
+
+
+def test_what_was_taken_back_never_runs() -> None:
+    """Of revoke(2), with three messages in the lane: those it says are taken back do not run, the first one does."""
+    outcomes = set()
+
+    def check(results: list[Any]) -> bool:
+        outcomes.add((results[0], tuple(results[1])))
+        return taken_back_is_not_run(results)
+
+    explore(check, revoking(2), beginning(1, 2, 3))
+    assert (2, (1,)) in outcomes
+    assert (4, (1, 2, 3)) in outcomes
+    assert (3, (1,)) in outcomes, "in doubt to the coordinator, passed over by the worker: its answer tells"
+
+
+def restoring(await_what: int) -> Callable[[Side], Any]:
+    """Take back 2, wait until the worker is past 2 by what `await_what` says, restore, send 3."""
+
+    def program(side: Side) -> int:
+        end = coordinator_end(side)
+        taken = end.revoke(2)
+        side.do("await", await_what, 2)
+        end.restore()
+        Words(side)[SENT] = 3
+        return taken
+
+    return program
+
+
+def answering(side: Side) -> list[int]:
+    end, words, ran = worker_end(side), Words(side), []
+    for number in (1, 2, 3):
+        if number == 3:
+            side.do("await", SENT, 3)
+        if end.begin(number):
+            ran.append(number)
+        words[ANSWERED] = number
+    return ran
+
+
+def three_runs_and_two_is_never_both(results: list[Any]) -> bool:
+    taken, ran = results
+    return 3 in ran and (taken > 2 or 2 not in ran)
+
+
+def test_restoring_after_the_answers_lets_later_messages_run() -> None:
+    """After the answers to all that was sent, `restore` brings nothing taken back to life."""
+    explore(three_runs_and_two_is_never_both, restoring(ANSWERED), answering)
+
+
+def test_restoring_on_the_announcement_would_be_wrong() -> None:
+    """Why `restore` asks for answers: a worker may have announced 2 and not yet looked whether it is revoked."""
+    with pytest.raises(Violation):
+        explore(three_runs_and_two_is_never_both, restoring(BEGUN), answering)
+
+
+# ---------------------------------------------------------------------------------------------------------- mutants
+class PublishesFirst(RingWriter):
+    """Stores `head` before the frame."""
+
+    def _frame(self, payload: Any, word: int) -> bool:
+        words, self._words = self._words, {TAIL: self._words[TAIL]}
+        words[HEAD] = self._head + ((len(payload) + 31) & -16)
+        done = super()._frame(payload, word)
+        self._words = words
+        return done
+
+
+class IgnoresTheTail(RingWriter):
+    """Writes whether there is room or not."""
+
+    def _look(self) -> int:
+        return self._head + self.capacity
+
+
+class DoesNotFenceForRoom(RingWriter):
+    def pump(self) -> bool:
+        self._fence = lambda: None
+        return super().pump()
+
+
+class NeverFrees(RingReader):
+    """Takes messages and does not advance the tail."""
+
+    def _free(self) -> None:
+        self._freed = self._cursor
+
+
+class FreesBeforeCopying(RingReader):
+    """Gives the room back before it has the message."""
+
+    def _load(self) -> Any:
+        self._words[TAIL] = self._head
+        return super()._load()
+
+
+class DoesNotRingForRoom(RingReader):
+    def _free(self) -> None:
+        self._on_room = None
+        super()._free()
+
+
+class DoesNotFenceAfterFreeing(RingReader):
+    def _free(self) -> None:
+        self._fence = lambda: None
+        super()._free()
+
+
+class SleepsWithoutFence(ModelSleeper):
+    __slots__ = ()
+
+    def prepare(self) -> None:
+        self._fence = lambda: None
+        super().prepare()
+
+
+class SleepsWithoutLookingAgain(ModelSleeper):
+    __slots__ = ()
+
+    def wait(self, ready: Any, timeout: float | None = None, spin_seconds: float = 0) -> bool:
+        if not ready():
+            self.prepare()
+            self.awake(self.sleep(0))
+        return True
+
+
+class WakesWithoutFence(Waker):
+    def wake(self) -> bool:
+        self._fence = lambda: None
+        return super().wake()
+
+
+class RingsOnceForGood(Waker):
+    """Remembers that it rang, and not for which sleep."""
+
+    def wake(self) -> bool:
+        return not self._rung and super().wake()
+
+
+class WakesBeforePutting(RingWriter):
+    """Looks whether the reader sleeps, and publishes after that."""
+
+    def put(self, payload: Any) -> bool:
+        make_waker(self._words.side).wake()
+        return super().put(payload)
+
+
+class WakesNever(Waker):
+    def wake(self) -> bool:
+        return False
+
+
+class BeginsWithoutFence(WorkerEnd):
+    def begin(self, number: int) -> bool:
+        self._fence = lambda: None
+        return super().begin(number)
+
+
+class RevokesWithoutFence(CoordinatorEnd):
+    def revoke(self, number: int) -> int:
+        self._fence = lambda: None
+        return super().revoke(number)
+
+
+FULL = [bytes([65 + n]) * 16 for n in range(6)]
+TWO = delivers(b"a", b"b")
+
+
+def prefix_of_full(results: list[Any]) -> bool:
+    return results[1] == FULL[: len(results[1])]
+
+
+MUTANTS = {
+    "head before payload": (prefix_of_full, [putting(*FULL[:2], kind=PublishesFirst), getting(2)]),
+    "overrun": (prefix_of_full, [putting(*FULL, kind=IgnoresTheTail), getting(2)]),
+    "room before copy": (prefix_of_full, [putting(*FULL), getting(2, kind=FreesBeforeCopying)]),
+    "no fence for room": (delivers(LONG), [send_long(DoesNotFenceForRoom), get_long()]),
+    "no room": (delivers(LONG), [send_long(), get_long(NeverFrees)]),
+    "no ring for room": (delivers(LONG), [send_long(), get_long(DoesNotRingForRoom)]),
+    "no fence after freeing": (delivers(LONG), [send_long(), get_long(DoesNotFenceAfterFreeing)]),
+    "no fence before sleep": (TWO, [put_and_wake(b"a", b"b"), get_all(2, SleepsWithoutFence)]),
+    "no look before sleep": (TWO, [put_and_wake(b"a", b"b"), get_all(2, SleepsWithoutLookingAgain)]),
+    "no fence before ringing": (TWO, [put_and_wake(b"a", b"b", waking=WakesWithoutFence), get_all(2)]),
+    "rings once for good": (TWO, [put_and_wake(b"a", b"b", waking=RingsOnceForGood), get_all(2)]),
+    "wakes too early": (
+        TWO,
+        [put_and_wake(b"a", b"b", waking=WakesNever, writing=WakesBeforePutting), get_all(2)],
+    ),
+    "begins without fence": (taken_back_is_not_run, [revoking(2), beginning(1, 2, kind=BeginsWithoutFence)]),
+    "revokes without fence": (taken_back_is_not_run, [revoking(2, RevokesWithoutFence), beginning(1, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", list(MUTANTS))
+def test_each_guard_is_needed(name: str) -> None:
+    """With one guard of the protocol taken out, some interleaving goes wrong, and the explorer finds it."""
+    check, programs = MUTANTS[name]
+    with pytest.raises(Violation):
+        explore(check, *programs)
+
+
+def test_the_words_lie_where_the_models_think() -> None:
+    """The model's addresses are those of the ring's header: three words, each on a cache line of its own."""
+    assert (HEAD * 8, TAIL * 8, BLOCKED * 8, HEADER) == (0, 64, 128, 192)
