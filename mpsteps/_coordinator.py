@@ -50,6 +50,12 @@ TERM_SECONDS = 2.0
 class Work(typing.Protocol):
     """What the steps are: their messages, and what is to be done when they end. Called by the coordinator's thread."""
 
+    def take_in(self, item: Any) -> None:
+        """Something that was posted, and is neither Replies nor a callable."""
+
+    def take_orders(self) -> List[Message]:
+        """Orders that must reach a worker before the messages that were just made for it."""
+
     def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Message | Failure:
         """The message that runs a step; a Failure if it cannot travel."""
 
@@ -112,7 +118,7 @@ class Coordinator:
         self.scheduler = scheduler
         self.engine = engine
         self.work = work
-        self._inbox: Deque[Any] = deque()  # from other threads: events, happenings, callables
+        self._inbox: Deque[Any] = deque()  # from other threads: Replies, callables, what `work.take_in` takes
         self._dispatches: List[Dispatch] = []
         self._deadlines: List[Tuple[float, int, int, int]] = []  # (when, worker, step, signal to send then)
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
@@ -122,15 +128,14 @@ class Coordinator:
     # --------------------------------------------------------------- from any thread
 
     def post(self, item: Any) -> None:
-        """Hand the loop an event, a Replies or a callable; it takes them in order."""
+        """Hand the loop Replies, a callable, or something for `work.take_in`; it takes them in order."""
         self._inbox.append(item)
         self.engine.wake()
 
     # ----------------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Until the work is over. Raises EngineError when no more workers can be had."""
-        self.engine.start()
+        """Until the work is over, on an engine that has been started. Raises EngineError when workers cannot be had."""
         while True:
             self.settle()
             if self.work.is_over():
@@ -160,10 +165,10 @@ class Coordinator:
             item = inbox.popleft()
             if isinstance(item, Replies):
                 self._take(item)
-            elif isinstance(item, tuple):
-                self.handle(typing.cast(Event, item))
-            else:
+            elif callable(item):
                 item()
+            else:
+                self.work.take_in(item)
 
     def handle(self, event: Event) -> None:
         """Tell the scheduler and do what it commands."""
@@ -243,7 +248,7 @@ class Coordinator:
                 sent.append(step)
         if sent:
             work.dispatching(self.engine.pid(worker), attempt, tuple(sent))
-        return worker, messages
+        return worker, work.take_orders() + messages
 
     # ---------------------------------------------------------------------- happenings
 

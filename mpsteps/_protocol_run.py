@@ -36,7 +36,7 @@ from mpsteps.constants import (
     STATUS_WAITING,
 )
 from mpsteps.engines.base import Message, Replies
-from mpsteps.errors import PrerequisiteError, UsageError
+from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 from mpsteps.listeners import Listeners
 from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol, check_prerequisites
 from mpsteps.report import StepReport, shorten
@@ -216,6 +216,14 @@ class ProtocolRun:
         if isinstance(result, Here):
             return result.value
         return None if result is None else self._open(result)
+
+    def take_in(self, item: Any) -> None:
+        """Nothing of this kind is posted here."""
+        raise InternalError(f"{item!r} was posted")
+
+    def take_orders(self) -> List[Message]:
+        """None: functions travel with their steps."""
+        return []
 
     def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
         """To the journal, before they are sent."""

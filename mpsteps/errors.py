@@ -13,6 +13,7 @@
     │   ├── StepCancelled              it was stopped on request
     │   └── SerializationError         a function, argument, result or change could not travel; `part` names it
     ├── StateConflict                  two concurrent steps changed one attribute in ways that cannot be merged
+    ├── RemoteTraceback                the text of a traceback in a worker, as the cause of the exception there
     ├── ProgramError                   an external program ended with a non-zero exit code
     ├── JournalError                   the journal cannot be written, or is corrupt in the middle
     ├── EngineError                    workers cannot be started or kept alive
@@ -93,6 +94,17 @@ class SerializationError(StepError):
 
 class StateConflict(MpstepsError):
     """Two steps that ran at the same time changed one attribute in ways that cannot be merged."""
+
+
+class RemoteTraceback(MpstepsError):
+    """The cause of an exception that came from a worker: `tb` is the text of its traceback there."""
+
+    def __init__(self, tb: str) -> None:
+        super().__init__(tb)
+        self.tb = tb
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.tb}"""'
 
 
 class ProgramError(MpstepsError):

@@ -272,6 +272,7 @@ class _Session:
                 work.begin(restored)
                 self._recorder.doubt(doubtful)
                 if work.done < work.total or work.checks_steps:
+                    coordinator.engine.start()
                     coordinator.run()
                 at_once = coordinator.killed
             except (EngineError, JournalError) as error:

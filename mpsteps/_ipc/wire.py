@@ -141,26 +141,31 @@ class Failure(NamedTuple):
 
 
 def describe(error: BaseException, kind: str = "exception", part: str = "") -> Failure:
-    """A Failure for an exception that is being handled: text always, the object where it survives a round trip."""
+    """A Failure for an exception that is being handled: text always, the object where it survives a round trip.
+
+    The caller's own frame, which is at the top of the traceback and says nothing to a user, is taken off.
+    """
+    if kind == "exception" and error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
     return Failure(
         kind,
         _type_name(error),
         _shorten(_safe_str(error)),
         _shorten(format_traceback(error)),
-        _pack_exception(error) if kind == "exception" else None,
+        pack_exception(error) if kind == "exception" else None,
         part,
     )
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as Python prints it, without the frames of mpsteps itself at its top."""
+    """The traceback as Python prints it; never raises."""
     try:
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except BaseException as problem:  # an evil __str__, a cyclic cause, a recursion limit: say so, never fail
         return f"{_type_name(error)} (its traceback cannot be formatted: {_type_name(problem)})"
 
 
-def _pack_exception(error: BaseException) -> Optional[bytes]:
+def pack_exception(error: BaseException) -> Optional[bytes]:
     """The exception with its traceback, checked to load again here; without attributes' state if that is what
     hinders it; None when nothing helps."""
     try:

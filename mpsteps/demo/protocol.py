@@ -14,7 +14,7 @@ import glob
 import math
 import os
 from dataclasses import asdict
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ import numpy.typing as npt
 from mpsteps import STEPS_PARALLEL, FloatParam, IntParam, PathParam, Positive, Protocol, Range
 from mpsteps.demo import bundled_micrograph, ctf, picking, star
 from mpsteps.demo.micrograph import MicrographInfo, read_info, read_window, tile_starts
+
+if TYPE_CHECKING:
+    from mpsteps.scalars import Float, Integer, String
 
 __all__ = ["ProtDemo", "format_defocus_table"]
 
@@ -33,6 +36,18 @@ class ProtDemo(Protocol):
 
     _label = "demo: ctf and picking"
     stepsExecutionMode = STEPS_PARALLEL
+
+    # The params of the form, which become attributes: said here for type checkers only.
+    micrographs: String
+    pixelSize: Float
+    voltage: Float
+    sphericalAberration: Float
+    amplitudeContrast: Float
+    tileSize: Integer
+    minDefocus: Float
+    maxDefocus: Float
+    particleDiameter: Float
+    pickingThreshold: Float
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
