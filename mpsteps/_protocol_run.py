@@ -91,8 +91,14 @@ class ProtocolRun:
     def check_graph(self) -> None:
         """PrerequisiteError for ids that do not exist and for circles, naming the steps."""
         known = len(self.steps)
+        forward = False
         for step in self.steps:
-            check_prerequisites(step, known)
+            for p in step._prerequisites:
+                if p >= step._id:
+                    check_prerequisites(step, known)
+                    forward = True
+        if not forward:
+            return
         cycle = find_cycle({s._id: s._prerequisites for s in self.steps})
         if cycle:
             names = ", ".join(str(self.steps[i - 1]) for i in sorted(set(cycle)))

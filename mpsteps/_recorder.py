@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from mpsteps._digest import step_digest
-from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalWriter, Record, StepRecord, pack_bytes, unpack_bytes
 from mpsteps.constants import STATUS_WAITING
 from mpsteps.report import shorten
 from mpsteps.steps import Step
 
-_ARGS_LIMIT = 1000
-"""Arguments longer than this as JSON stand in the journal shortened: they serve the reader, the digest the resume."""
+_TEXT_LIMIT = 200
+"""Arguments stand in the journal shortened to this many characters: they serve the reader, the digest the resume."""
+_JSON_ATOMS = frozenset({type(None), bool, int, float})
 
 
 class Recorder:
@@ -47,10 +46,10 @@ class Recorder:
                 options["interactive"] = True
             if not step._needsGPU:
                 options["needsGPU"] = False
+            digest = self.digests.get(step._id) or self.digest(step)
             self._records.append(
-                ["inserted", step._id, step._funcName, _readable(step._args), self.digest(step),
-                 list(step._prerequisites), options]
-            )  # fmt: skip
+                ["inserted", step._id, step._funcName, _readable(step._args), digest, step._prerequisites, options]
+            )
 
     def digest(self, step: Step) -> str:
         """The digest of a step, whose prerequisites' digests are known unless they point forward."""
@@ -142,10 +141,8 @@ class Recorder:
 
 def _readable(args: Tuple[Any, ...]) -> Any:
     """Arguments for people: as they are if they are plain and short, else shortened text."""
-    if wire.is_plain(args) and len(repr(args)) <= _ARGS_LIMIT:
-        try:
-            json.dumps(args)
-            return list(args)
-        except (TypeError, ValueError):
-            pass  # bytes somewhere inside
-    return [shorten(a, 200) for a in args]
+    for a in args:
+        kind = type(a)
+        if not (kind in _JSON_ATOMS or (kind is str and len(a) <= _TEXT_LIMIT)):
+            return [a if type(a) in _JSON_ATOMS else shorten(a, _TEXT_LIMIT) for a in args]
+    return args

@@ -21,6 +21,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 from mpsteps import _context
 from mpsteps._image import load_image
 from mpsteps._ipc import state, wire
+from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._results import check_result_files
 from mpsteps.errors import MpstepsError, SerializationError
@@ -43,6 +44,7 @@ class Worker:
         self._answers: Deque[bytes] = deque()
         self._number = 0  # of the last step message taken from the lane, from 1
         self._flushed = 0.0
+        self._spin = SPIN
         self._running = 0  # the step that runs, or ran last
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
@@ -71,8 +73,10 @@ class Worker:
 
     def _receive(self, block: bool) -> None:
         end = self._end
-        if block:
-            end.wait(None)
+        if block and not end.receive.pending():
+            started = time.perf_counter()
+            end.sleeper.wait(end.receive.pending, None, self._spin)
+            self._spin = next_spin(time.perf_counter() - started)
         for frame in end.receive.drain():
             for message in wire.decode(frame):
                 if message[0] > 0:

@@ -210,6 +210,8 @@ class _Session:
     def _restored(self, history: RunHistory, work: ProtocolRun) -> Tuple[Dict[int, StepRecord], List[int]]:
         """The steps that finished before and count, by id; and those that were cut in the middle."""
         restored: Dict[int, StepRecord] = {}
+        if not history.sessions:
+            return restored, []
         available = {digest: list(records) for digest, records in history.finished_by_digest.items()}
         for step in work.in_order():
             records = available.get(self._recorder.digest(step))

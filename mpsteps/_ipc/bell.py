@@ -23,11 +23,19 @@ from mpsteps.errors import EngineError
 
 #: Seconds of looking before sleeping: about what a sleep and a wake-up across cores cost. Longer ones gained nothing.
 SPIN = 30e-6
+#: Seconds of looking when the wait before was as short: the other side is in the middle of answering. Twice a turn of
+#: the coordinator; sleeping and being woken would cost more than the answer takes.
+LONG_SPIN = 200e-6
 #: Seconds: no sleep is longer without a look at the rings. No wake-up is lost; if one were, this is what it costs.
 LONGEST_SLEEP = 5.0
 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _clock = time.monotonic
+
+
+def next_spin(waited: float) -> float:
+    """How long to look before sleeping next time, after a wait of `waited` seconds."""
+    return LONG_SPIN if waited < LONG_SPIN else SPIN
 
 
 class Bell:

@@ -30,7 +30,7 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from mpsteps._ipc import wire
-from mpsteps._ipc.bell import LONGEST_SLEEP
+from mpsteps._ipc.bell import LONGEST_SLEEP, next_spin
 from mpsteps._ipc.lane import Board, Lane
 from mpsteps._machine import blas_share
 from mpsteps._worker import step_log
@@ -216,7 +216,9 @@ class ProcessEngine:
         if found or timeout == 0:
             self._look_at_link(0)
             return found + self._take_happened()
+        started = time.perf_counter()
         if self._spin and self._spin_until_pending(timeout):
+            self._spin = next_spin(time.perf_counter() - started)
             return self._collect()
         self._sleeper.prepare()
         rung = False
@@ -226,6 +228,8 @@ class ProcessEngine:
                 rung = self._look_at_link(seconds)
         finally:
             self._sleeper.awake(rung)
+            if self._spin:
+                self._spin = next_spin(time.perf_counter() - started)
         return self._collect() + self._take_happened()
 
     def _spin_until_pending(self, timeout: Optional[float]) -> bool:

@@ -1,0 +1,364 @@
+"""Handing out: which ready step goes into which worker's lane, and when.
+
+Ready steps wait in the order in which they became ready. A step goes to the worker with the shortest lane. Behind
+another one it goes only when its function is known to be short: the lane's expected work stays under `LANE_SECONDS`,
+its length under `LANE_DEPTH` and under an even share of what is ready, so that nothing queues behind a long step while
+another worker is idle.
+
+A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. Those with the
+same demand wait in one queue: if the first does not fit, none does, and a thousand steps that wait for one graphics
+card cost as much as one. A step that lacks CPU or memory slots keeps what is freed from younger steps (otherwise it
+would starve); one that lacks a graphics card or a token does not.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
+
+from mpsteps._core.events import Command, Dispatch, Running
+from mpsteps._core.register import Register
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
+from mpsteps.errors import InternalError
+
+LANE_SECONDS = 0.002
+"""A lane is given no more work than this ahead of time."""
+LANE_DEPTH = 256
+"""... and no more steps than this."""
+LEARNING_RATE = 0.25
+"""Weight of the newest duration in a function's running mean."""
+
+_READY, _DISPATCHED, _RUNNING = int(Status.READY), int(Status.DISPATCHED), int(Status.RUNNING)
+_NEVER = 1 << 62
+
+
+class _Lane:
+    """What one worker has been sent and has not answered, in the order in which it will run.
+
+    Invariant: in a worker's lane the first step is RUNNING and all others are DISPATCHED.
+    """
+
+    __slots__ = ("alone", "expected", "steps")
+
+    def __init__(self) -> None:
+        self.steps: Deque[int] = deque()
+        self.expected = 0.0  # seconds of work in `steps`, by the means known when they were sent
+        self.alone = False  # its only step has a demand of its own: nothing may follow
+
+
+class Lanes:
+    """The ready steps, the lanes, the slots.
+
+    Invariants: a step is in flight if and only if it is in exactly one lane. A READY step is in the queue of its
+    demand; a queue may also hold steps that have left READY since: they are passed over when they are met. A lane that
+    is not empty holds one CPU slot (under minus the worker's id), or its only step holds what it demands.
+    """
+
+    def __init__(self, register: Register, slots: SlotPool) -> None:
+        self.slots = slots
+        self._register = register
+        self._lanes: Dict[int, _Lane] = {LOCAL: _Lane()}
+        self._plain: Deque[int] = deque()  # PLAIN steps, oldest first
+        self._special: Dict[Demand, Deque[Tuple[int, int]]] = {}  # all others: demand -> (turn, step), oldest first
+        self._heads: List[Tuple[int, Demand]] = []  # heap; has the turn of the first step of each queue in `_special`
+        self._last_turn = 0
+        self._first_turn = 0  # steps that come back get turns below those of all others
+        self._mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
+        # A step that joins the end of the queue changes nothing for those before it, unless it raises the even share
+        # so far that a lane takes more. These two words make that test cheap: it is made for every step added.
+        self._stirred = True  # something else has happened since the lanes were last filled
+        self._enough = 0  # from this many open steps on, a lane would take more
+
+    # -------------------------------------------------------------------- asking
+
+    def steps(self, worker: int) -> Tuple[int, ...]:
+        """The steps that `worker` was sent and has not answered."""
+        lane = self._lanes.get(worker)
+        return tuple(lane.steps) if lane else ()
+
+    def items(self) -> Iterator[Tuple[int, Tuple[int, ...]]]:
+        """All places where steps run, with what each was sent and has not answered."""
+        return ((worker, tuple(lane.steps)) for worker, lane in self._lanes.items())
+
+    def __contains__(self, worker: object) -> bool:
+        return worker in self._lanes
+
+    def mean_seconds(self, function: Hashable) -> Optional[float]:
+        """The learned duration of a function's steps, seconds."""
+        return self._mean.get(function)
+
+    # ------------------------------------------------------------- workers and steps
+
+    def open(self, worker: int) -> None:
+        """`worker` can take steps."""
+        self._lanes[worker] = _Lane()
+
+    def close(self, worker: int, commands: List[Command]) -> Tuple[int, ...]:
+        """`worker` is gone; the steps that it leaves behind, in lane order."""
+        left = tuple(self._lanes[worker].steps)
+        if left:
+            self.leave(worker, left, commands)
+        del self._lanes[worker]
+        return left
+
+    def join(self, step: int) -> None:
+        """A step has become READY: it waits behind all others."""
+        demand = self._register.demands.get(step)
+        if demand is None:
+            self._plain.append(step)
+            return
+        self._last_turn += 1
+        queue = self._special.get(demand)
+        if queue is None:
+            queue = self._special[demand] = deque()
+            heapq.heappush(self._heads, (self._last_turn, demand))
+        queue.append((self._last_turn, step))
+
+    def rejoin(self, step: int) -> None:
+        """A step is READY again: it is the next to be handed out, since it has waited long enough."""
+        demand = self._register.demands.get(step)
+        if demand is None:
+            self._plain.appendleft(step)
+            return
+        self._first_turn -= 1
+        self._special.setdefault(demand, deque()).appendleft((self._first_turn, step))
+        heapq.heappush(self._heads, (self._first_turn, demand))
+
+    def leave(self, worker: int, steps: Sequence[int], commands: List[Command]) -> None:
+        """`worker` has answered for `steps` (at least one). InternalError, and nothing changed, if it was not sent one of them."""
+        lane = self._lanes.get(worker)
+        if lane is None:
+            raise InternalError(f"no worker {worker}: {self._register.story(steps[0])}")
+        queue = lane.steps
+        before = len(queue)
+        self._take_out(worker, queue, steps)
+        if worker == LOCAL or lane.alone:
+            for step in steps:
+                self.slots.give(step)
+            lane.alone = False
+        elif not queue:
+            self.slots.give(-worker)
+        else:
+            lane.expected *= len(queue) / before
+            if self._register.statuses[queue[0]] == _DISPATCHED:
+                self._begin(worker, queue[0], commands)
+
+    def _take_out(self, worker: int, queue: Deque[int], steps: Sequence[int]) -> None:
+        n = 0
+        for step in steps:  # mostly they are the first ones
+            if not queue or queue[0] != step:
+                break
+            queue.popleft()
+            n += 1
+        rest = steps[n:]
+        if rest:
+            if len(set(rest)) < len(rest) or not set(rest).issubset(queue):
+                queue.extendleft(reversed(steps[:n]))
+                wrong = next((s for s in rest if s not in queue), rest[-1])
+                raise InternalError(
+                    f"worker {worker} answers for what it was not sent: {self._register.story(wrong)}"
+                )
+            for step in rest:
+                queue.remove(step)
+
+    def learn(self, steps: Sequence[int], seconds: Sequence[float]) -> None:
+        """How long steps took."""
+        functions, mean = self._register.functions, self._mean
+        for step, s in zip(steps, seconds):
+            f = functions[step]
+            old = mean.get(f)
+            mean[f] = s if old is None else old + (s - old) * LEARNING_RATE
+
+    # ------------------------------------------------------------------ handing out
+
+    def assign(self, commands: List[Command], stirred: bool) -> None:
+        """Hand out what can be. `stirred`: more has happened since the last call than that steps were added."""
+        if stirred:
+            self._stirred = True
+        if self._heads and self._assign_special(commands):
+            return
+        if self._plain and (self._stirred or self._open_steps() >= self._enough):
+            self._assign_plain(commands)
+
+    def _begin(self, worker: int, step: int, commands: List[Command]) -> None:
+        self._register.move(step, Cause.BEGAN)
+        commands.append(Running(worker, step))
+
+    def _assign_special(self, commands: List[Command]) -> bool:
+        """Hand out steps with a demand of their own; True: one of them must have what is freed next."""
+        heads = self._heads
+        passed: List[Tuple[int, Demand]] = []
+        reserved = False
+        while heads:
+            turn, demand = heads[0]
+            queue = self._special.get(demand)
+            if not queue or queue[0][0] != turn:  # another entry stands for this queue
+                heapq.heappop(heads)
+                continue
+            step = queue[0][1]
+            if self._register.statuses[step] == _READY:
+                worker, reserved = self._place_for(demand)
+                if reserved:
+                    break
+                if worker is None:
+                    passed.append(heapq.heappop(heads))
+                    continue
+                self._send(worker, step, demand, commands)
+            self._next_in(queue, demand)
+        for entry in passed:
+            heapq.heappush(heads, entry)
+        return reserved
+
+    def _place_for(self, demand: Demand) -> Tuple[Optional[int], bool]:
+        """The worker that can run a step with this demand now, and whether younger steps must leave room for it."""
+        worker = LOCAL if demand.local else self._idle_worker()
+        if worker is None:
+            return None, True
+        lack = self.slots.lacks(demand)
+        return (None, lack in ("cpus", "memory")) if lack else (worker, False)
+
+    def _next_in(self, queue: Deque[Tuple[int, int]], demand: Demand) -> None:
+        """The first of `queue`, which is the oldest of all, is done with."""
+        queue.popleft()
+        if queue:
+            heapq.heapreplace(self._heads, (queue[0][0], demand))
+        else:
+            heapq.heappop(self._heads)
+            del self._special[demand]
+
+    def _idle_worker(self) -> Optional[int]:
+        for worker, lane in self._lanes.items():
+            if worker != LOCAL and not lane.steps:
+                return worker
+        return None
+
+    def _send(self, worker: int, step: int, demand: Demand, commands: List[Command]) -> None:
+        self._register.move(step, Cause.ASSIGNED)
+        self.slots.take(step, demand)
+        lane = self._lanes[worker]
+        lane.steps.append(step)
+        lane.alone = worker != LOCAL
+        commands.append(Dispatch(worker, (step,)))
+        self._begin(worker, step, commands)
+
+    def _assign_plain(self, commands: List[Command]) -> None:
+        lanes = [(len(lane.steps), w, lane) for w, lane in self._lanes.items() if w != LOCAL and not lane.alone]
+        if len(lanes) > 1:
+            lanes.sort(key=_by_length)
+        depth = self._depth(len(lanes))
+        for length, worker, lane in lanes:
+            if not self._plain or length * 2 > depth:
+                break  # more than half full: a larger batch later is cheaper than a small one now
+            if not length and self.slots.free["cpus"] < 1:
+                continue
+            sent = self._fill(lane, depth)
+            if sent:
+                commands.append(Dispatch(worker, sent))
+                if not length:
+                    self.slots.take(-worker, PLAIN)
+                    self._begin(worker, sent[0], commands)
+        self._remember_room(lanes)
+
+    def _open_steps(self) -> int:
+        counts = self._register.counts
+        return counts[_READY] + counts[_DISPATCHED] + counts[_RUNNING]
+
+    def _depth(self, workers: int) -> int:
+        """How long a lane may become: an even share of the open steps."""
+        return min(-(-self._open_steps() // workers), LANE_DEPTH) if workers else 0
+
+    def _fill(self, lane: _Lane, depth: int) -> Tuple[int, ...]:
+        """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
+        ready, mean = self._plain, self._mean
+        statuses, functions = self._register.statuses, self._register.functions
+        sent: List[int] = []
+        length, work = len(lane.steps), lane.expected
+        while ready and length < depth:
+            step = ready[0]
+            if statuses[step] == _READY:
+                expected = mean.get(functions[step])
+                if not length:
+                    work = LANE_SECONDS if expected is None else expected  # unknown: nothing goes behind it
+                elif expected is None or work + expected > LANE_SECONDS:
+                    break
+                else:
+                    work += expected
+                # Moved at once: the step may stand in the queue twice.
+                statuses[step] = _DISPATCHED
+                length += 1
+                sent.append(step)
+            ready.popleft()
+        for step in sent:
+            statuses[step] = _READY
+        lane.expected = work
+        self._register.move_all(sent, Cause.ASSIGNED)
+        lane.steps.extend(sent)
+        return tuple(sent)
+
+    def _remember_room(self, lanes: Sequence[Tuple[int, int, _Lane]]) -> None:
+        """Work out when it will be worth while to look at the lanes again."""
+        ready, statuses = self._plain, self._register.statuses
+        while ready and statuses[ready[0]] != _READY:
+            ready.popleft()
+        self._stirred = not ready
+        self._enough = _NEVER
+        expected = self._mean.get(self._register.functions[ready[0]]) if ready else None
+        if expected is not None:
+            room = [len(lane.steps) for _, _, lane in lanes if lane.steps and lane.expected + expected <= LANE_SECONDS]
+            if room and 2 * min(room) <= LANE_DEPTH:
+                self._enough = (2 * min(room) - 1) * len(lanes) + 1  # then twice the shortest fits in the even share
+
+    # -------------------------------------------------------------------- checking
+
+    def check_invariants(self, stopping: bool) -> None:
+        """Raise AssertionError if the state contradicts itself."""
+        statuses = self._register.statuses
+        in_lanes = [s for lane in self._lanes.values() for s in lane.steps]
+        assert len(in_lanes) == len(set(in_lanes)), "a step is in two lanes"
+        assert set(in_lanes) == {s for s in range(1, len(statuses)) if statuses[s] in IN_FLIGHT}
+        holders = {s for s in self._lanes[LOCAL].steps}
+        for worker, lane in self._lanes.items():
+            running = [s for s in lane.steps if statuses[s] == _RUNNING]
+            assert running == list(lane.steps if worker == LOCAL else list(lane.steps)[:1]), f"lane {worker}: {running}"
+            assert not lane.alone or len(lane.steps) == 1, f"something is behind a step that must be alone: {worker}"
+            if worker != LOCAL and lane.steps:
+                holders.add(lane.steps[0] if lane.alone else -worker)
+        assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
+        self.slots.check_invariants()
+        waiting = set(self._plain) | {s for queue in self._special.values() for _, s in queue}
+        unseen = [s for s in range(1, len(statuses)) if statuses[s] == _READY and s not in waiting]
+        assert not unseen, f"steps {unseen} are ready and nobody will hand them out"
+        assert {(q[0][0], d) for d, q in self._special.items()} <= set(self._heads), "a queue will never be looked at"
+        assert stopping or self._startable() is None, f"step {self._startable()} could be handed out and is not"
+
+    def _startable(self) -> Optional[int]:
+        """A step that could be handed out now, found without the shortcuts of `assign`."""
+        statuses, functions = self._register.statuses, self._register.functions
+        special = sorted((turn, s, d) for d, q in self._special.items() for turn, s in q if statuses[s] == _READY)
+        for _, step, demand in special:
+            worker, reserved = self._place_for(demand)
+            if reserved:
+                return None
+            if worker is not None:
+                return step
+        head = next((s for s in self._plain if statuses[s] == _READY), None)
+        lanes = [lane for w, lane in self._lanes.items() if w != LOCAL and not lane.alone]
+        if head is None:
+            return None
+        expected = self._mean.get(functions[head])
+        for lane in lanes:
+            if not lane.steps:
+                takes = self.slots.free["cpus"] > 0
+            else:
+                fits = expected is not None and lane.expected + expected <= LANE_SECONDS
+                depth = self._depth(len(lanes))
+                takes = fits and len(lane.steps) * 2 <= depth and len(lane.steps) < depth
+            if takes:
+                return head
+        return None
+
+
+def _by_length(entry: Tuple[int, int, _Lane]) -> int:
+    return entry[0]

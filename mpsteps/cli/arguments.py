@@ -1,0 +1,206 @@
+"""The commands and their options: what `--help` teaches."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, Callable, Dict, List, NoReturn, Tuple
+
+from mpsteps import __version__
+
+_TARGET = "file.py:Class, module:Class, or a file with one protocol in it"
+_RUN = "a run directory, such as Runs/000001_ProtCtf"
+
+_DESCRIPTION = "Run protocols, whose steps run in parallel in worker processes."
+_EPILOG = """\
+a first session:
+  mpsteps demo                                a real protocol on a real micrograph
+  mpsteps form ctf.py                         what can be set
+  mpsteps run ctf.py --set boxSize=64 --threads 8
+  mpsteps steps Runs/000001_ProtCtf --failed  what went wrong
+  mpsteps resume Runs/000001_ProtCtf          run what is missing
+
+exit codes: 0 finished, 1 a step or the protocol failed, 2 usage or validation, 130 Ctrl-C, 143 SIGTERM
+environment: MPSTEPS_THREADS and MPSTEPS_ENGINE are defaults for --threads and --engine of run and demo
+`mpsteps COMMAND --help` tells more."""
+
+_RUN_TEXT = """\
+Run a protocol: check the values, insert its steps, run them. Progress goes to stderr, what came out to stdout.
+Each run has a directory with its journal, logs and files: a new one in Runs/, or --run-dir."""
+_RUN_EXAMPLE = """\
+example: run the only protocol in ctf.py with 8 worker processes and two values of its form:
+  mpsteps run ctf.py --threads 8 --set "micrographs=Micrographs/*.mrc" --set boxSize=512"""
+
+_RESUME_TEXT = """\
+Continue a run after a failure, an interruption or a crash: the steps that finished are kept, the others run. Values,
+threads and engine are those of the last time unless given. A changed value runs the steps again whose arguments it
+changes, and what depends on them. Relative paths are meant from where the run was started."""
+_RESUME_EXAMPLE = """\
+example: continue after a failure, with another value:
+  mpsteps resume Runs/000001_ProtCtf --set maxDefocus=40000"""
+
+_FORM_TEXT = "Show the form of a protocol: names, types, defaults, choices, conditions and help of its params."
+_FORM_EXAMPLE = """\
+example:
+  mpsteps form ctf.py:ProtCtf"""
+
+_STEPS_TEXT = """\
+Show the steps of a run, also of one that is going on: seconds and CPU seconds of the last attempt, the pid of the
+worker, and the steps that each comes after. --failed adds why they failed."""
+_STEPS_EXAMPLE = """\
+example: the ten slowest steps, by SQL:
+  mpsteps steps Runs/000001_ProtCtf --sqlite run.sqlite
+  sqlite3 run.sqlite "SELECT id, function, seconds FROM steps ORDER BY seconds DESC LIMIT 10\""""
+
+_DEMO_TEXT = """\
+Estimate the defocus and pick the particles of a micrograph that comes with mpsteps, or of yours. It needs numpy, scipy,
+mrcfile and matplotlib: pip install "mpsteps[demo]". `mpsteps form mpsteps.demo.protocol:ProtDemo` shows its form."""
+_DEMO_EXAMPLE = """\
+example: your own micrographs, with 8 worker processes (quotes keep the shell from expanding the pattern):
+  mpsteps demo --micrographs "Micrographs/*.mrc" --threads 8"""
+
+
+def parse(argv: List[str]) -> argparse.Namespace:
+    """The options as a namespace; `command` is its name. SystemExit after help, or after saying what is wrong."""
+    parser = _parser()
+    if not argv:
+        parser.print_help(_stderr())
+        raise SystemExit(2)
+    if argv[0] not in COMMANDS and re.search(r"\.py\b|\w:\w", argv[0]):
+        parser.error(f"{argv[0]!r} is no command; to run it: mpsteps run {argv[0]}")
+    return parser.parse_args(_one_setting_each(argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    """No abbreviated options: a script that uses one breaks when an option is added."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.format_usage()}{self.prog}: {message}; {self.prog} --help tells more\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mpsteps", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"mpsteps {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, short: str, text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=short, description=text, epilog=example)
+
+    run = add("run", "run a protocol", _RUN_TEXT, _RUN_EXAMPLE)
+    run.add_argument("target", metavar="TARGET", help=_TARGET)
+    _add_place(run)
+    _add_options(run)
+    resume = add("resume", "continue a run", _RESUME_TEXT, _RESUME_EXAMPLE)
+    resume.add_argument("run", metavar="RUN", help=_RUN)
+    resume.add_argument("--in-doubt", choices=("rerun", "fail"), default="rerun", help="what to do with steps that a "
+                        "crash cut in the middle: run them again (default), or refuse and name them")
+    _add_options(resume)
+    form = add("form", "show the params of a protocol", _FORM_TEXT, _FORM_EXAMPLE)
+    form.add_argument("target", metavar="TARGET", help=_TARGET)
+    _add_json(form, "one JSON object")
+    steps = add("steps", "show the steps of a run", _STEPS_TEXT, _STEPS_EXAMPLE)
+    steps.add_argument("run", metavar="RUN", help=_RUN)
+    steps.add_argument("--failed", action="store_true", help="only the steps that failed, with traceback and output")
+    steps.add_argument("--sqlite", metavar="FILE", help="write the run to FILE for queries, instead of the table")
+    _add_json(steps, "one JSON object, with all that is known of each step")
+    demo = add("demo", "see mpsteps at work on a micrograph", _DEMO_TEXT, _DEMO_EXAMPLE)
+    demo.add_argument("--micrographs", metavar="GLOB", help="an MRC file or a pattern (default: the bundled one)")
+    _add_place(demo)
+    _add_options(demo)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", metavar="DIR", help="the run directory (default: a new Runs/NNNNNN_Class); one "
+                        "that has a run in it continues it")
+    parser.add_argument("--restart", action="store_true", help="delete what an earlier run left in the run directory")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings", type=_setting,
+                        help="a value for a param of the form; as often as needed")
+    parser.add_argument("--threads", metavar="N", type=_count, help="how many worker processes, at least 1")
+    parser.add_argument("--engine", help="where steps run: inline (in this process) or processes (default: processes "
+                        "if the protocol's steps run in parallel)")
+    parser.add_argument("--keep-going", action="store_true", help="after a failure, still run all steps that do not "
+                        "depend on it")
+    parser.add_argument("--durability", choices=("process", "power"), default="process", help="what the journal "
+                        "survives: any kill of a process (default), or a power failure too (slower)")
+    _add_json(parser, "the report as one JSON object, instead of text")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"on stdout: {what}")
+
+
+def _setting(text: str) -> Tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as boxSize=64, got {text!r}")
+    return name.strip(), value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _one_setting_each(argv: List[str]) -> List[str]:
+    """`--set a=1 b=2` as `--set a=1 --set b=2`. (nargs='+' would take a TARGET that follows for a setting.)"""
+    result: List[str] = []
+    in_settings = False
+    for i, arg in enumerate(argv):
+        if i and argv[i - 1] == "--set":
+            in_settings = True
+        elif in_settings and re.match(r"[A-Za-z_]\w*=", arg):
+            result.append("--set")
+        else:
+            in_settings = False
+        result.append(arg)
+    return result
+
+
+def _stderr() -> Any:
+    import sys
+
+    return sys.stderr
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mpsteps.cli.running import run_command
+
+    return run_command(args)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from mpsteps.cli.running import resume_command
+
+    return resume_command(args)
+
+
+def _form(args: argparse.Namespace) -> int:
+    from mpsteps.cli.forms import form_command
+
+    return form_command(args)
+
+
+def _steps(args: argparse.Namespace) -> int:
+    from mpsteps.cli.steps import steps_command
+
+    return steps_command(args)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from mpsteps.cli.running import demo_command
+
+    return demo_command(args)
+
+
+COMMANDS: Dict[str, Callable[[Any], int]] = {
+    "run": _run, "resume": _resume, "form": _form, "steps": _steps, "demo": _demo,
+}  # fmt: skip
