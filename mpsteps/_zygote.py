@@ -223,6 +223,10 @@ class Zygote:
         """Stop, then kill the whole tree, again until nothing is left: a process may fork while it is being killed."""
         for pid in self._workers.values():
             _kill_group(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return  # nobody is left, and orphans would have come to us
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             for pid in descendants():

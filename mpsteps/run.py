@@ -143,15 +143,16 @@ class _Session:
         with _log_to(self.directory):
             protocol.setRunning()
             protocol.info(f"{type(protocol).__name__} starts in {self.directory.path}, engine {self.engine_name}")
-            self._insert_steps()
-            work = self._work = self._make_work(history)
-            work.check_graph()
-            restored, doubtful = self._restored(history, work)
-            with self._journal(history) as journal:
-                self._recorder.use(journal)
-                self.began = True
-                self._recorder.session(self._session_info())
-                report = self._run_loop(work, restored, doubtful)
+            with self._made_engine() as engine:
+                self._insert_steps()  # meanwhile, the engine comes up
+                work = self._work = self._make_work(history, engine)
+                work.check_graph()
+                restored, doubtful = self._restored(history, work)
+                with self._journal(history) as journal:
+                    self._recorder.use(journal)
+                    self.began = True
+                    self._recorder.session(self._session_info())
+                    report = self._run_loop(work, restored, doubtful)
         self._raise_signal()
         return report
 
@@ -183,7 +184,7 @@ class _Session:
                 "self._insertFunctionStep(...)"
             )
 
-    def _make_work(self, history: RunHistory) -> ProtocolRun:
+    def _make_work(self, history: RunHistory, engine: Engine) -> ProtocolRun:
         by_value = self.engine_name != "inline"
         groups = gpu_groups(self.protocol.getGpuList(), self.workers)
         self._recorder = Recorder(self.protocol)
@@ -192,20 +193,32 @@ class _Session:
         )
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         scheduler = Scheduler(slots, bool(self.protocol.keepGoing))
-        work.coordinator = self._coordinator = Coordinator(scheduler, self._make_engine(work), work)
+        work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
 
-    def _make_engine(self, work: ProtocolRun) -> Engine:
+    @contextlib.contextmanager
+    def _made_engine(self) -> Iterator[Engine]:
+        """The engine, being prepared; whatever happens, nothing of it is left afterwards."""
         if self.engine_name == "inline":
-
-            def run_step(message: Tuple[Any, ...]) -> Tuple[Any, ...]:
-                return run_here(message, work.tracker, self.protocol, step_log(self.directory.logs, message[0]))
-
-            return InlineEngine(run_step)
+            yield InlineEngine(self._run_here)
+            return
         from mpsteps.engines.processes import ProcessEngine
 
-        self._fence = self.directory.open_fence()
-        return ProcessEngine(self.workers, work.setup, self.directory.logs, keep_open=(self._fence,))
+        fence = self.directory.open_fence()
+        try:
+            engine = ProcessEngine(
+                self.workers, lambda worker: self._work.setup(worker), self.directory.logs, keep_open=(fence,)
+            )
+            try:
+                engine.prepare()
+                yield engine
+            finally:
+                engine.stop(at_once=True)  # does nothing if the loop has come to its end
+        finally:
+            os.close(fence)
+
+    def _run_here(self, message: Tuple[Any, ...]) -> Tuple[Any, ...]:
+        return run_here(message, self._work.tracker, self.protocol, step_log(self.directory.logs, message[0]))
 
     def _restored(self, history: RunHistory, work: ProtocolRun) -> Tuple[Dict[int, StepRecord], List[int]]:
         """The steps that finished before and count, by id; and those that were cut in the middle."""
@@ -281,8 +294,6 @@ class _Session:
                 work.problem = error
             finally:
                 coordinator.engine.stop(at_once)
-                if self.engine_name != "inline":
-                    os.close(self._fence)
                 work.end()
         return self._finish(work, doubtful)
 

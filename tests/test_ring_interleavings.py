@@ -481,7 +481,7 @@ def coordinate(ordered: bool, looks_for_room: bool = True) -> Callable[[Side], A
 def answer_long(ordered: bool) -> Callable[[Side], Any]:
     """The worker: takes the long message, ringing bell 1 for room, answers, and wakes."""
 
-    def program(side: Side) -> List[bytes]:
+    def program(side: Side) -> list[bytes]:
         got = get_long(ordered=ordered)(side)
         assert second_ring(make_writer(side, ordered=ordered), side).put(b"answer")
         make_waker(side, 1, ordered=ordered).wake()
@@ -490,7 +490,7 @@ def answer_long(ordered: bool) -> Callable[[Side], Any]:
     return program
 
 
-def both_arrive(results: List[Any]) -> bool:
+def both_arrive(results: list[Any]) -> bool:
     return results == [[b"answer"], [LONG]]
 
 
@@ -502,8 +502,8 @@ def test_the_coordinator_sleeps_for_messages_and_room_at_once(ordered: bool) -> 
 
 def test_a_coordinator_that_looks_for_messages_only_sleeps_on_room() -> None:
     """Why the last look must be at all it is rung for: `prepare` may just have cleared the ring for room."""
+    programs = coordinate(False, looks_for_room=False), answer_long(False)
     with pytest.raises(Violation, match="for ever"):
-        programs = coordinate(False, looks_for_room=False), answer_long(False)
         explore(both_arrive, *programs, weak=True, start=full_ring(LONG))
 
 

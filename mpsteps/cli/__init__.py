@@ -11,6 +11,7 @@ usage or validation, 130 Ctrl-C. (SIGTERM ends the process as it ends any other:
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from typing import List, Optional
@@ -43,7 +44,9 @@ def _call(name: str, args: object) -> int:
     from mpsteps.cli.arguments import COMMANDS
 
     try:
-        return COMMANDS[name](args)
+        module, function = COMMANDS[name]
+        code: int = getattr(importlib.import_module(module), function)(args)
+        return code
     except InternalError:
         output.note(f"mpsteps {name}: this is a bug of mpsteps, please report it:\n{traceback.format_exc().rstrip()}")
         return FAILED

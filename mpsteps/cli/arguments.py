@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any, Callable, Dict, List, NoReturn, Tuple
+import sys
+from typing import Any, List, NoReturn, Tuple
 
 from mpsteps import __version__
 
@@ -60,11 +61,21 @@ example: your own micrographs, with 8 worker processes (quotes keep the shell fr
   mpsteps demo --micrographs "Micrographs/*.mrc" --threads 8"""
 
 
+COMMANDS = {
+    "run": ("mpsteps.cli.running", "run_command"),
+    "resume": ("mpsteps.cli.running", "resume_command"),
+    "form": ("mpsteps.cli.forms", "form_command"),
+    "steps": ("mpsteps.cli.steps", "steps_command"),
+    "demo": ("mpsteps.cli.running", "demo_command"),
+}
+"""Where each command is: module and function, loaded when it is called, so that `--help` answers at once."""
+
+
 def parse(argv: List[str]) -> argparse.Namespace:
     """The options as a namespace; `command` is its name. SystemExit after help, or after saying what is wrong."""
     parser = _parser()
     if not argv:
-        parser.print_help(_stderr())
+        parser.print_help(sys.stderr)
         raise SystemExit(2)
     if argv[0] not in COMMANDS and re.search(r"\.py\b|\w:\w", argv[0]):
         parser.error(f"{argv[0]!r} is no command; to run it: mpsteps run {argv[0]}")
@@ -163,44 +174,3 @@ def _one_setting_each(argv: List[str]) -> List[str]:
             in_settings = False
         result.append(arg)
     return result
-
-
-def _stderr() -> Any:
-    import sys
-
-    return sys.stderr
-
-
-def _run(args: argparse.Namespace) -> int:
-    from mpsteps.cli.running import run_command
-
-    return run_command(args)
-
-
-def _resume(args: argparse.Namespace) -> int:
-    from mpsteps.cli.running import resume_command
-
-    return resume_command(args)
-
-
-def _form(args: argparse.Namespace) -> int:
-    from mpsteps.cli.forms import form_command
-
-    return form_command(args)
-
-
-def _steps(args: argparse.Namespace) -> int:
-    from mpsteps.cli.steps import steps_command
-
-    return steps_command(args)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from mpsteps.cli.running import demo_command
-
-    return demo_command(args)
-
-
-COMMANDS: Dict[str, Callable[[Any], int]] = {
-    "run": _run, "resume": _resume, "form": _form, "steps": _steps, "demo": _demo,
-}  # fmt: skip

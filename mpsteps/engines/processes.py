@@ -121,8 +121,8 @@ class ProcessEngine:
 
     # ------------------------------------------------------------------ beginning
 
-    def start(self) -> None:
-        """Start the zygote and ask it for all workers."""
+    def prepare(self) -> None:
+        """Start the zygote. It comes up while the caller does something else."""
         if sys.platform == "win32":
             raise EngineError("worker processes are not supported on Windows: use the 'inline' engine, Linux or macOS")
         if not sys.executable:
@@ -130,6 +130,11 @@ class ProcessEngine:
         self._board = Board.create()
         self._sleeper = self._board.sleeper()
         self._start_zygote()
+
+    def start(self) -> None:
+        """Ask the zygote for all workers."""
+        if self._zygote is None:
+            self.prepare()
         for _ in range(self._wanted):
             self._start_worker()
 

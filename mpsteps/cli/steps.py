@@ -1,0 +1,151 @@
+"""`mpsteps steps`: the steps of a run as a table, as JSON, or as an SQLite file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from typing import Any, Dict, Iterator, List, Sequence
+
+from mpsteps._export import export_sqlite
+from mpsteps._journal import RunHistory, StepRecord
+from mpsteps._rundir import RunDirectory
+from mpsteps._worker import step_log
+from mpsteps.cli import output
+from mpsteps.cli.history import coordinator_lives, open_run
+from mpsteps.errors import UsageError
+from mpsteps.report import shorten
+
+_TITLES = ("id", "function", "arguments", "status", "attempts", "seconds", "cpu", "worker", "after")
+_RIGHT = (0, 4, 5, 6, 7)
+_ARGUMENTS = 2
+_MOST_ARGUMENTS = 60  # characters, where there is no terminal that says how much fits
+_MOST_AFTER = 20
+_LOG_LINES = 20
+_FAILED = ("failed", "lost")
+
+
+def steps_command(args: Any) -> int:
+    """`mpsteps steps RUN`."""
+    directory, history = open_run(args.run)
+    steps = [history.steps[number] for number in sorted(history.steps)]
+    alive = bool(history.sessions) and history.status == "running" and coordinator_lives(history.sessions[-1])
+    chosen = [s for s in steps if s.status in _FAILED] if args.failed else steps
+    if args.sqlite:
+        _export(args, history, len(steps))
+    if args.json:
+        output.put(json.dumps(_as_dict(directory, history, chosen, alive), ensure_ascii=False, default=str))
+    elif not args.sqlite:
+        _put_table(args, directory, history, chosen, alive)
+    return 0
+
+
+def _export(args: Any, history: RunHistory, count: int) -> None:
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.sqlite))):
+        raise UsageError(f"cannot export the run to {args.sqlite!r}: its folder does not exist; choose another file")
+    export_sqlite(history, args.sqlite)
+    say = output.note if args.json else output.put
+    say(f"exported {_count(count, 'step')} of {args.run} to {args.sqlite}")
+
+
+def _as_dict(directory: RunDirectory, history: RunHistory, steps: List[StepRecord], alive: bool) -> Dict[str, Any]:
+    session = history.sessions[-1] if history.sessions else {}
+    return {
+        "run_dir": directory.path, "protocol": session.get("class", ""), "status": _run_status(history, alive),
+        "message": history.error, "sessions": len(history.sessions), "total": len(history.steps),
+        "steps": [
+            {
+                "step": s.id, "function": s.func, "arguments": s.args, "status": _status(s, alive),
+                "attempts": s.attempts, "started": s.started, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
+                "peak_kib": s.peak_kib, "worker": s.worker, "prerequisites": s.prerequisites, "error": s.error,
+                "files": (s.result or {}).get("files", []),
+            }
+            for s in steps
+        ],
+    }  # fmt: skip
+
+
+def _put_table(
+    args: Any, directory: RunDirectory, history: RunHistory, steps: List[StepRecord], alive: bool
+) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
+    rows = [_row(s, alive, 10_000 if width else _MOST_ARGUMENTS) for s in steps]
+    lines = [output.table(_TITLES, rows, _RIGHT, _ARGUMENTS, width)] if rows else []
+    if args.failed:
+        for step in steps:
+            lines += ["", *_why(step, directory)]
+    lines += [*([""] if lines else []), *_summary(args, history, alive)]
+    output.put("\n".join(lines))
+
+
+def _row(step: StepRecord, alive: bool, most: int) -> Sequence[str]:
+    return (
+        str(step.id), output.printable(step.func), _arguments(step.args, most), _status(step, alive),
+        str(step.attempts) if step.attempts else "-", _seconds(step.seconds), _seconds(step.cpu_seconds),
+        str(step.worker or "-"), _ranges(step.prerequisites),
+    )  # fmt: skip
+
+
+def _arguments(args: Any, most: int) -> str:
+    values = args if isinstance(args, list) else [args]
+    text = output.printable(", ".join(shorten(value, most) for value in values))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _seconds(seconds: Any) -> str:
+    return "-" if seconds is None else f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}"
+
+
+def _status(step: StepRecord, alive: bool) -> str:
+    """The journal's word for it, but what was running when the coordinator died is in doubt."""
+    return "in doubt" if step.status == "running" and not alive else step.status
+
+
+def _run_status(history: RunHistory, alive: bool) -> str:
+    return "cut off" if history.status == "running" and not alive else history.status
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 7 as '1-3,7'; what is long is cut, and how many there are is said."""
+    parts: List[List[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    text = ",".join("-".join(map(str, part)) for part in parts)
+    return text if len(text) <= _MOST_AFTER else f"{text[:10].rpartition(',')[0]},... ({len(numbers)})"
+
+
+def _why(step: StepRecord, directory: RunDirectory) -> Iterator[str]:
+    """All that the journal knows of a failure."""
+    error = step.error or {}
+    yield f"step {step.id} {output.printable(step.func)}({_arguments(step.args, 200)}) {step.status}: " + str(
+        error.get("cause") or error.get("message") or "unknown reason"
+    )
+    log = [output.printable(line) for line in str(error.get("log") or "").splitlines()][-_LOG_LINES:]
+    for title, lines in (("traceback", str(error.get("traceback") or "").splitlines()), ("its last output", log)):
+        if lines:
+            yield f"  {title}:"
+            yield from (f"    {output.printable(line)}" for line in lines)
+    path = step_log(directory.logs, step.id)
+    if os.path.exists(path):
+        yield f"  all its output: {path}"
+
+
+def _summary(args: Any, history: RunHistory, alive: bool) -> Iterator[str]:
+    counts = Counter(_status(step, alive) for step in history.steps.values())
+    told = ", ".join(f"{number} {status}" for status, number in counts.most_common())
+    name = history.sessions[-1].get("class") if history.sessions else "run"
+    yield f"{name} {_run_status(history, alive)}: {_count(len(history.steps), 'step')}{': ' if told else ''}{told}"
+    failed = sum(counts[status] for status in _FAILED)
+    if failed and not args.failed:
+        yield f"why they failed: mpsteps steps {args.run} --failed"
+    if history.status == "running" and not alive:
+        yield f"its process is gone; to run what is missing: mpsteps resume {args.run}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
