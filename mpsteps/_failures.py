@@ -24,6 +24,7 @@ def step_error(
     """The StepError of a failed step of a protocol; the original exception, where it travelled, is its `__cause__`."""
     where = f" in worker {failure.pid}" if failure.pid else ""
     message = f"step {step._id} {step._funcName}{shorten(step._args)} failed{where}: {failure.cause()}"
+    message = "\n".join(_printable(line) for line in message.split("\n"))
     lines = failure.log.splitlines()[-LOG_LINES:]
     if lines:
         message += "\nits last output:\n" + "\n".join(f"  {_printable(line)}" for line in lines)
@@ -50,11 +51,13 @@ def original(failure: Failure, unpack: Callable[[bytes], Any]) -> Optional[BaseE
         return None
     try:
         found = unpack(failure.parcel)
-    except Exception:
+    except (Exception, SystemExit, GeneratorExit):
         return None  # it loaded in the worker and does not here (a module is missing): its text says what it was
     return found if isinstance(found, BaseException) else None
 
 
 def _printable(line: str) -> str:
-    """Control characters in a program's output must not steer the terminal that shows it."""
-    return "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
+    """Control characters in what a program or an exception says must not steer the terminal that shows it."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -9,6 +9,11 @@ from mpsteps.errors import SerializationError
 
 Image = Dict[str, bytes]
 
+_CHECKED = 16 << 20
+"""Bytes up to which an image is loaded once here to see that it can be: of more, that would cost too much memory."""
+
+_FAULTS = (Exception, SystemExit, GeneratorExit)  # what a __reduce__ or __getstate__ of a user's class may raise
+
 
 def take_image(protocol: Any) -> Tuple[Image, List[str]]:
     """The image, and a sentence for each attribute that cannot travel.
@@ -19,27 +24,34 @@ def take_image(protocol: Any) -> Tuple[Image, List[str]]:
     """
     try:
         cls = wire.pack(type(protocol))
-    except Exception as error:
+    except _FAULTS as error:
         raise SerializationError(
             f"the class {type(protocol).__name__} cannot travel to worker processes ({type(error).__name__}: {error}); "
             "define it at the top level of a module, or run it with engine='inline'"
         ) from error
     attributes = protocol.__getstate__()
     try:
-        return {"class": cls, "state": wire.pack(attributes, protocol)}, []
-    except Exception as error:  # some attribute: find out which by trying each
+        return {"class": cls, "state": _checked(attributes, protocol)}, []
+    except _FAULTS as error:  # some attribute: find out which by trying each
         problem = error
     notes = []
     for name, value in list(attributes.items()):
         try:
-            wire.pack(value, protocol)
-        except Exception as error:
+            _checked(value, protocol)
+        except _FAULTS as error:
             reason = f"{type(value).__name__}: {type(error).__name__}: {error}"
             attributes[name] = state.Absent(name, reason)
             notes.append(f"attribute '{name}' cannot travel to worker processes ({reason}): steps must not use it")
     if not notes:  # each alone can travel, all together cannot: nothing to blame
         raise SerializationError(f"the protocol cannot travel to worker processes: {problem}") from problem
     return {"class": cls, "state": wire.pack(attributes, protocol)}, notes
+
+
+def _checked(value: Any, protocol: Any) -> bytes:
+    parcel = wire.pack(value, protocol)
+    if len(parcel) <= _CHECKED:
+        wire.unpack(parcel, protocol)
+    return parcel
 
 
 def load_image(image: Image) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Dict, Mapping, Optional
+from typing import Dict, Iterator, List, Mapping, Optional
+
+_PROC, _CGROUPS = "/proc", "/sys/fs/cgroup"
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -34,31 +36,55 @@ def usable_memory() -> int:
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as f:
-                text = f.read().strip()
-        except OSError:
-            continue  # another version of cgroups, or none
-        if text.isdigit():
-            total = min(total, int(text))
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        for folder in _cgroup_folders("memory"):
+            text = _read(folder, name)
+            if text.isdigit():
+                total = min(total, int(text))
     return total
 
 
 def _cgroup_quota() -> Optional[float]:
-    """Cores granted by cgroup v2 (`cpu.max`) or v1 (`cpu.cfs_quota_us`); None: no limit, or no cgroups."""
+    """Cores granted by cgroup v2 (`cpu.max`) or v1 (`cpu.cfs_quota_us`); None: no limit, or no cgroups.
+
+    A limit may be set on any group above this process's, as batch systems do it for the job and its tasks.
+    """
+    quotas: List[float] = []
+    for folder in _cgroup_folders("cpu"):
+        words = _read(folder, "cpu.max").split() or [
+            _read(folder, "cpu.cfs_quota_us"),
+            _read(folder, "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(w.isdigit() for w in words) and int(words[1]):
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(controller: str) -> Iterator[str]:
+    """The folders of this process's cgroup of a controller and of all groups above it."""
     try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()
-        return None if quota == "max" else float(quota) / float(period)
-    except (OSError, ValueError):
-        pass  # no version 2 here: look for version 1
+        with open(os.path.join(_PROC, "self/cgroup")) as f:
+            lines = f.read().splitlines()
+    except OSError:
+        return  # no cgroups here
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = os.path.join(_CGROUPS, controllers and controller)
+        while True:
+            yield os.path.join(top, group.lstrip("/"))
+            if group in ("", "/"):
+                break
+            group = os.path.dirname(group)
+
+
+def _read(folder: str, name: str) -> str:
     try:
-        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as f, open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as g:
-            quota_us = int(f.read())
-            return None if quota_us <= 0 else quota_us / int(g.read())
-    except (OSError, ValueError):
-        return None  # no cgroups: the whole machine
+        with open(os.path.join(folder, name)) as f:
+            return f.read().strip()
+    except OSError:
+        return ""  # not limited by this one
 
 
 def blas_share(workers: int, environment: Mapping[str, str]) -> Dict[str, str]:

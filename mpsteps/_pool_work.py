@@ -1,109 +1,115 @@
-"""What steps mean to a StepPool: futures. The coordinator's `Work`, and the thread that its loop runs in."""
+"""What steps mean to a StepPool: futures. The coordinator's `Work`, and the thread that its loop runs in.
+
+A task waits in one of two places. Futures of other executors are waited for outside (`_waiting`); when the last of them
+is done, the task becomes a step, and waits in the scheduler for the steps of this pool that it needs. So the scheduler
+knows steps only, and a future that will never be done costs nothing but its task.
+
+A pool may live for weeks: once nothing is in flight and many ids have been used, a new scheduler begins at 1 again.
+"""
 
 from __future__ import annotations
 
-import sys
+import logging
+import os
 import threading
-import types
-from concurrent.futures import CancelledError, Future
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from concurrent.futures import Future
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.events import StepAdded
+from mpsteps._core.events import StepAdded, WorkerReady
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import Demand, Status
-from mpsteps._failures import make_error, original
+from mpsteps._core.steps import LOCAL, Status
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
+from mpsteps._pool_functions import Functions
+from mpsteps._pool_task import Task, cannot_travel, error_of, failed, not_run, step_error
 from mpsteps.engines.base import Message
 from mpsteps.engines.processes import ProcessEngine
-from mpsteps.errors import EngineError, InternalError, RemoteTraceback, StepCancelled, StepError
-from mpsteps.report import shorten
-from mpsteps.steps import ResultOf, results_used
+from mpsteps.errors import EngineError, InternalError
 
+RENEW_AFTER = 100_000
+"""So many ids may be used before a scheduler that has nothing to do is replaced."""
 
-class Task:
-    """One submitted call. `step` is its id once the loop has taken it in."""
-
-    __slots__ = ("args", "demand", "fn", "future", "kwargs", "name", "step", "timeout", "waits_for")
-
-    def __init__(
-        self, future: Future[Any], fn: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any],
-        demand: Demand, timeout: Optional[float], name: Optional[str],
-    ) -> None:  # fmt: skip
-        self.future = future
-        self.fn: Any = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.demand = demand
-        self.timeout = timeout
-        self.name = name
-        self.step = 0
-        self.waits_for: Tuple[Future[Any], ...] = ()
-
-    def __str__(self) -> str:
-        name = self.name or getattr(self.fn, "__qualname__", None) or type(self.fn).__name__
-        return f"{name}{shorten(self.args)}"
+_log = logging.getLogger("mpsteps.pool")
+_alive: Set[PoolWork] = set()  # pools whose loop runs, also those that nobody holds any more
 
 
 class PoolWork:
-    """Steps of a pool, by id. All but `submit`, `shut_down` and `join` runs in the loop's thread."""
+    """Steps of a pool, by id. All but the first section runs in the loop's thread."""
 
     def __init__(self, workers: int, memory: int, gpus: Sequence[int]) -> None:
-        self._tasks: Dict[int, Task] = {}  # not ended
-        self._by_future: Dict[Future[Any], Task] = {}  # the same by future, for `after` and arguments
+        self._workers = workers
+        self._memory = memory
+        self._gpus = tuple(gpus)
+        # Orders submissions before or after the end. Reentrant: a collected pool may shut down in the middle of it.
+        self._gate = threading.RLock()
+        self._shut = ""  # why nothing is accepted any more
+        self._ended = False  # nobody takes in what is posted
+        self._broken: Optional[BaseException] = None
+        self._waiting: Set[Task] = set()  # for futures that are not steps here
+        self._tasks: Dict[int, Task] = {}  # steps that have not ended
+        self._by_future: Dict[Future[Any], Task] = {}  # the same by future
         self._last = 0
+        self._closing = False
         self._failures: Dict[int, Failure] = {}
-        self._error_of: Tuple[int, Optional[BaseException]] = (0, None)  # the last failed step: those skipped follow
+        self._errors: Dict[int, BaseException] = {}  # of steps that failed in this turn: those skipped follow
         self._uses: Dict[int, int] = {}  # step -> how often its result stands in arguments of steps that have not ended
         self._parcels: Dict[int, bytes] = {}  # results of those that have ended
-        self._numbers: Dict[Any, int] = {}  # published function -> its number
-        self._published: List[bytes] = []
-        self._known: Dict[int, Set[int]] = {}  # worker -> numbers of the functions it has been sent
-        self._orders: List[Message] = []
-        self._shut = False
-        self._cancel = False
-        self._broken: Optional[BaseException] = None
-        engine = ProcessEngine(workers, self._setup)
-        scheduler = Scheduler(SlotPool(workers, memory, gpus), keep_going=True)
-        self._coordinator = Coordinator(scheduler, engine, self)
+        self._functions = Functions()
+        self._coordinator = Coordinator(self._new_scheduler(), ProcessEngine(workers, self._setup), self)
         self._thread = threading.Thread(target=self._loop, name="mpsteps-coordinator", daemon=True)
-        self._gpus = tuple(gpus)
 
     # -------------------------------------------------------------- from other threads
 
     def start(self) -> None:
-        """Bring the workers up; raises EngineError if that cannot be tried. Then run the loop in its thread."""
-        self._coordinator.engine.start()
-        self._thread.start()
+        """Bring the workers up and run the loop in its thread; raises EngineError if that cannot be tried."""
+        engine = self._coordinator.engine
+        try:
+            engine.start()
+            _alive.add(self)
+            self._thread.start()
+        except BaseException:
+            _alive.discard(self)
+            engine.stop()
+            raise
 
-    def submit(self, task: Task, after: Tuple[Future[Any], ...]) -> None:
-        """Take a task in; it waits for futures that are not this pool's before the loop hears of it."""
-        waits = dict.fromkeys(after)
-        if any(type(a) not in _ATOMS for a in task.args):
-            waits.update(dict.fromkeys(_futures_in(task.args)))
-        task.waits_for = tuple(waits)
-        if not waits:
+    def submit(self, task: Task) -> None:
+        """Take a task in. RuntimeError after the end, EngineError when there are no more workers."""
+        with self._gate:
+            if self._shut:
+                raise RuntimeError(self._shut)
+            if self._broken is not None:
+                raise EngineError(f"this pool cannot run anything any more: {self._broken}") from self._broken
             self._coordinator.post(task)
-            return
-        foreign = [f for f in waits if not f.done() and f not in self._by_future]
-        _Countdown(len(foreign), lambda: self._coordinator.post(task)).watch(foreign)
 
-    def shut_down(self, cancel: bool = False) -> None:
-        """End when all is done; with `cancel`, cancel what has not been sent to a worker."""
+    def shut_down(self, cancel: bool = False, when: str = "shutdown") -> None:
+        """End when all is done; with `cancel`, cancel what has not been sent to a worker. Does not wait."""
 
         def tell() -> None:
-            self._shut = True
+            self._closing = True
             if cancel:
                 self._cancel_pending()
 
-        self._coordinator.post(tell)
+        with self._gate:
+            self._shut = self._shut or f"cannot schedule new futures after {when}"
+            self._post(tell)
+
+    def forget(self) -> None:
+        """This is a fork of the process that made the pool: neither its loop nor its locks are here."""
+        self._gate = threading.RLock()
+        self._ended = True
+        self._shut = "this pool belongs to the process that made it: make another one after a fork"
 
     def join(self) -> None:
         """Until the loop has ended and no process is left."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _post(self, item: Any) -> None:
+        with self._gate:
+            if not self._ended:
+                self._coordinator.post(item)
 
     # ------------------------------------------------------------------------- the loop
 
@@ -111,119 +117,133 @@ class PoolWork:
         try:
             self._coordinator.run()
         except BaseException as error:  # it must reach those who wait for futures: nobody joins this thread
-            self._broken = error if isinstance(error, EngineError) else InternalError(f"{type(error).__name__}: {error}")
-            self._broken.__cause__ = error
-            self._fail_everything()
+            broken = error if isinstance(error, EngineError) else InternalError(f"{type(error).__name__}: {error}")
+            if broken is not error:
+                broken.__cause__ = error
+            self._fail_everything(broken)
         finally:
+            with self._gate:
+                self._ended = True
             self._coordinator.engine.stop()
+            _alive.discard(self)
 
-    def _fail_everything(self) -> None:
-        """No more workers: every future that is not done learns why, also those still to come."""
+    def _fail_everything(self, why: BaseException) -> None:
+        """No more workers: every future that is not done learns why."""
+        with self._gate:
+            self._broken = why
         while self._coordinator.has_post():
-            self._coordinator.take_inbox()
-        for task in list(self._tasks.values()):
-            if not task.future.done():
-                _set_exception(task.future, self._broken or InternalError("the pool has ended"))
+            _guard(self._coordinator.take_inbox)
+        for task in [*self._tasks.values(), *self._waiting]:
+            _guard(task.fail, why)
         self._tasks.clear()
         self._by_future.clear()
+        self._waiting.clear()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(SlotPool(self._workers, self._memory, self._gpus), keep_going=True)
+
+    def _renew(self) -> None:
+        """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs
+        one round trip for each function and forgets those of long ago."""
+        old = self._coordinator.scheduler
+        self._coordinator.scheduler = new = self._new_scheduler()
+        for worker, _ in old.lanes():
+            if worker != LOCAL:
+                new.handle(WorkerReady(worker))
+        self._last = 0
 
     def take_in(self, task: Task) -> None:
-        """A posted task becomes a step, or ends at once when something it waits for has failed."""
+        """A posted task becomes a step, waits for futures of others, or ends at once when one has failed."""
         if self._broken is not None:
-            _set_exception(task.future, self._broken)
+            task.fail(self._broken)
             return
-        self._last = step = self._last + 1
-        task.step = step
+        others = [f for f in task.waits_for if f not in self._by_future and not f.done()] if task.waits_for else ()
+        if others:
+            self._wait_for(task, others)
+        else:
+            self._add(task)
+
+    def _wait_for(self, task: Task, others: Sequence[Future[Any]]) -> None:
+        self._waiting.add(task)
+        task.unfinished = len(others)
+
+        def one_less() -> None:
+            task.unfinished -= 1
+            if not task.unfinished and task in self._waiting:
+                self._waiting.discard(task)
+                self.take_in(task)
+
+        for f in others:
+            f.add_done_callback(lambda _: self._post(one_less))
+
+    def _add(self, task: Task) -> None:
+        if not self._tasks and self._last >= RENEW_AFTER:
+            self._renew()
+        before = self._prerequisites(task) if task.waits_for else ()
+        if before is None:
+            return
+        self._last = task.step = step = self._last + 1
+        self._tasks[step] = task
+        self._by_future[task.future] = task
+        self._coordinator.handle(StepAdded(step, before, False, task.demand, task.key))
+
+    def _prerequisites(self, task: Task) -> Optional[Tuple[int, ...]]:
+        """The steps that a task still waits for; None if it has ended here, because one of its futures has failed."""
         before: List[int] = []
         for f in task.waits_for:
             other = self._by_future.get(f)
             if other is not None:
                 before.append(other.step)
-            elif not f.done() or f.cancelled() or f.exception() is not None:
-                self._not_run(task, f)
-                return
-        self._tasks[step] = task
-        self._by_future[task.future] = task
-        if task.waits_for:
-            task.args = self._resolve(task)
-            task.waits_for = ()
-        self._coordinator.handle(StepAdded(step, tuple(before), False, task.demand, _learning_key(task.fn)))
+            elif failed(f):
+                _guard(task.fail, not_run(task, error_of(f)))
+                return None
+        try:
+            task.resolve(self._step_of)
+        except Exception as error:  # arguments that contain themselves, or somebody's own kind of Future
+            _guard(task.fail, error)
+            return None
+        for used in task.uses:
+            self._uses[used] = self._uses.get(used, 0) + 1
+        return tuple(before)
 
-    def _resolve(self, task: Task) -> Tuple[Any, ...]:
-        """Futures in the arguments become their values, or `ResultOf` where they are still to come."""
-
-        def replace(value: Any) -> Any:
-            if isinstance(value, Future):
-                other = self._by_future.get(value)
-                if other is None:
-                    return value.result()
-                self._uses[other.step] = self._uses.get(other.step, 0) + 1
-                return ResultOf(other.step)
-            kind = type(value)
-            if kind is list or kind is tuple:
-                return kind(replace(v) for v in value)
-            return {k: replace(v) for k, v in value.items()} if kind is dict else value
-
-        return tuple(replace(a) for a in task.args)
-
-    def _not_run(self, task: Task, because: Future[Any]) -> None:
-        cause: BaseException = CancelledError() if because.cancelled() else because.exception() or CancelledError()
-        _set_exception(task.future, _prerequisite_error(task, cause))
+    def _step_of(self, future: Future[Any]) -> Optional[int]:
+        task = self._by_future.get(future)
+        return None if task is None else task.step
 
     def _cancel_pending(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for task in waiting:
+            _guard(task.cancel)
         for step, task in list(self._tasks.items()):
             if self._coordinator.scheduler.status(step) in (Status.READY, Status.BLOCKED):
-                task.future.cancel()
+                _guard(task.cancel)
 
     def _setup(self, worker: int) -> Dict[str, Any]:
-        self._known[worker] = set()
-        return {}
+        return {}  # a worker of a pool has nothing to begin with
 
     # ------------------------------------------------------------- the coordinator's Work
 
-    def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Any:
+    def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Message | Failure:
         """The step message; a Failure if it was cancelled or cannot travel."""
         task = self._tasks[step]
-        if attempt == 1 and not task.future.running() and not task.future.set_running_or_notify_cancel():
+        if not task.begin():
             return Failure("cancelled", "CancelledError", "it was cancelled")
-        extras: Optional[Dict[str, Any]] = {"gpus": [self._gpus[g] for g in gpus]} if gpus else None
+        extras: Dict[str, Any] = {"gpus": gpus} if gpus else {}
         part = "function"
         try:
-            fn = self._function(worker, task.fn)
+            fn = self._functions.pack(worker, task.fn)
             part = ""
             args = wire.pack_arguments(task.args, task.kwargs)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: it comes from what the user made
             part = part or wire.what_cannot_travel(task.args, task.kwargs)
-            failure = wire.describe(error, "serialization", part)
-            return failure._replace(
-                message=f"{part} cannot travel to a worker process ({failure.type_name}: {failure.message})",
-                parcel=wire.pack_exception(error),
-            )
-        if type(args) is bytes:
-            used = set(results_used(task.args))
-            if used:
-                extras = {**(extras or {}), "results": {u: self._parcels[u] for u in used}}
-        return (step, attempt, fn, args, None, extras)
-
-    def _function(self, worker: int, fn: Any) -> Union[int, bytes]:
-        """A number for a function that the worker can import, sent once; a parcel each time for any other, whose
-        state (closure, globals of __main__) may have changed since the last time."""
-        number = self._numbers.get(fn) if type(fn) in _PUBLISHABLE else None
-        if number is None:
-            if not _is_importable(fn):
-                return wire.pack(fn)
-            number = self._numbers[fn] = len(self._published)
-            self._published.append(wire.pack(fn))
-        known = self._known[worker]
-        if number not in known:
-            known.add(number)
-            self._orders.append((-wire.FUNCTION, number, self._published[number]))
-        return number
+            return cannot_travel(error, part, f"its {part} cannot travel to a worker process")
+        if task.uses:
+            extras["results"] = {used: self._parcels[used] for used in task.uses}
+        return (step, attempt, fn, args, None, extras or None)
 
     def take_orders(self) -> List[Message]:
         """Orders that must reach the worker before the messages just made."""
-        orders, self._orders = self._orders, []
-        return orders
+        return self._functions.take_orders()
 
     def finished(
         self, worker: int, pid: int, step: int, seconds: float, cpu: float, extras: Optional[Dict[str, Any]]
@@ -231,34 +251,28 @@ class PoolWork:
         """Set the future's result; a Failure if the value cannot be loaded here."""
         task = self._tasks[step]
         value = None
+        parcel = _NONE
         if extras and "value" in extras:
             parcel = extras["value"]
             try:
                 value = wire.unpack(parcel)
-            except BaseException as error:
-                failure = wire.describe(error, "serialization", "result")
-                return failure._replace(
-                    message=f"the result cannot be loaded ({failure.type_name}: {failure.message})",
-                    parcel=wire.pack_exception(error),
-                )
-        else:
-            parcel = _NONE
+            except BaseException as error:  # also SystemExit: it comes from what the user made
+                return cannot_travel(error, "result", "its result cannot be loaded")
         if step in self._uses:
             self._parcels[step] = parcel
         self._leave(task)
-        task.future.set_result(value)
+        _guard(task.future.set_result, value)
         return None
 
     def _leave(self, task: Task) -> None:
         """The step has ended: forget it, and results that nobody needs any more."""
-        self._tasks.pop(task.step, None)
-        self._by_future.pop(task.future, None)
-        if task.args and any(type(a) not in _ATOMS for a in task.args):
-            for used in results_used(task.args):
-                left = self._uses[used] = self._uses[used] - 1
-                if not left:
-                    del self._uses[used]
-                    self._parcels.pop(used, None)
+        del self._tasks[task.step]
+        del self._by_future[task.future]
+        for used in task.uses:
+            left = self._uses[used] = self._uses[used] - 1
+            if not left:
+                del self._uses[used]
+                self._parcels.pop(used, None)
 
     def failed(
         self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,
@@ -271,44 +285,27 @@ class PoolWork:
         """Futures of failed and skipped steps learn why."""
         if status is Status.FAILED:
             task = self._tasks[steps[0]]
-            failure = self._failures.pop(steps[0])
             self._leave(task)
-            error = self._error(task, failure)
-            self._error_of = (steps[0], error)
-            if not task.future.cancelled():
-                _set_exception(task.future, error)
+            error = self._errors[task.step] = step_error(task, self._failures.pop(task.step))
+            _guard(task.fail, error)
         elif status is Status.SKIPPED and because is not None:
             for step in steps:
                 task = self._tasks[step]
                 self._leave(task)
-                if task.future.set_running_or_notify_cancel():
-                    _set_exception(task.future, _prerequisite_error(task, self._why(because)))
+                _guard(task.fail, not_run(task, self._errors[because]))
 
-    def _why(self, step: int) -> BaseException:
-        """Why `step` failed. The scheduler tells of skipped steps right after the failure, or when they are added."""
-        known, error = self._error_of
-        return error if known == step and error is not None else StepError("a step before it failed")
-
-    def _error(self, task: Task, failure: Failure) -> BaseException:
-        if failure.kind == "exception":
-            found = original(failure, wire.unpack)
-            if found is not None:
-                if found.__cause__ is None:
-                    found.__cause__ = RemoteTraceback(failure.traceback)
-                return found
-        where = f" in worker {failure.pid}" if failure.pid else ""
-        error = make_error(f"step {task} failed{where}: {failure.cause()}", None, failure, None, wire.unpack)
-        if error.__cause__ is None and failure.traceback:
-            error.__cause__ = RemoteTraceback(failure.traceback)
-        return error
+    def commit(self) -> None:
+        """The end of a turn. Nothing is written down; what failed in it has been told to all that waited for it."""
+        if self._errors:
+            self._errors = {}
 
     def is_over(self) -> bool:
         """After `shut_down`, when nothing is left."""
-        return self._shut and not self._tasks and not self._coordinator.has_post()
+        return self._closing and not self._tasks and not self._waiting and not self._coordinator.has_post()
 
     def worker_gone(self, worker: int) -> None:
         """What it knew is gone."""
-        self._known.pop(worker, None)
+        self._functions.forget_worker(worker)
 
     def timeout(self, step: int) -> Optional[float]:
         """Seconds it may run."""
@@ -343,9 +340,6 @@ class PoolWork:
         """Never."""
         return False
 
-    def commit(self) -> None:
-        """Nothing is written down."""
-
     def next_call(self, now: float) -> Optional[float]:
         """No timers."""
         return None
@@ -354,77 +348,30 @@ class PoolWork:
         """No timers."""
 
 
-class _Countdown:
-    """Calls `then` when all of some futures are done, at once if there are none."""
-
-    def __init__(self, count: int, then: Callable[[], None]) -> None:
-        self._left = count
-        self._then = then
-        self._lock = threading.Lock()  # callbacks come from whichever thread completes a future
-
-    def watch(self, futures: List[Future[Any]]) -> None:
-        if not futures:
-            self._then()
-        for f in futures:
-            f.add_done_callback(self._one)
-
-    def _one(self, _future: Future[Any]) -> None:
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._then()
+def end_all() -> None:
+    """Let what was submitted to any pool finish, and wait for it."""
+    pools = list(_alive)
+    for work in pools:
+        work.shut_down(when="interpreter shutdown")
+    for work in pools:
+        work.join()
 
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_PUBLISHABLE = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+def _forget_all() -> None:
+    for work in _alive:
+        work.forget()
+    _alive.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
 _NONE = wire.pack(None)
 
 
-def _is_importable(fn: Any) -> bool:
-    """Whether a worker finds this very function under its module and name; not so for what is in __main__."""
-    if type(fn) not in _PUBLISHABLE:
-        return False
-    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
-    if not module or module == "__main__" or "." in name or module in cloudpickle_by_value():
-        return False
-    return getattr(sys.modules.get(module), name, None) is fn
-
-
-def cloudpickle_by_value() -> Set[str]:
-    """Modules whose functions the user wants to travel by value."""
-    import cloudpickle
-
-    return set(cloudpickle.list_registry_pickle_by_value())
-
-
-def _learning_key(fn: Any) -> Any:
-    """Under what the durations of this callable are learned."""
-    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
-
-
-def _futures_in(args: Any) -> List[Future[Any]]:
-    found: List[Future[Any]] = []
-    for a in args:
-        if isinstance(a, Future):
-            found.append(a)
-        elif type(a) in (list, tuple):
-            found.extend(_futures_in(a))
-        elif type(a) is dict:
-            found.extend(_futures_in(a.values()))
-    return found
-
-
-def _set_exception(future: Future[Any], error: BaseException) -> None:
-    if future.cancelled() or (not future.running() and not future.set_running_or_notify_cancel()):
-        return  # cancelled: whoever waits for it knows
-    future.set_exception(error)
-
-
-def _prerequisite_error(task: Task, cause: BaseException) -> StepError:
-    cancelled = isinstance(cause, (CancelledError, StepCancelled))
-    kind = StepCancelled if cancelled else StepError
-    what = "was cancelled" if cancelled else f"failed ({type(cause).__name__}: {cause})"
-    error = kind(f"step {task} was not run: a step it waits for {what}")
-    error.__cause__ = cause
-    return error
+def _guard(complete: Callable[..., Any], *args: Any) -> None:
+    """Complete a future. Its callbacks are the user's: what they raise must not end the loop."""
+    try:
+        complete(*args)
+    except BaseException:
+        _log.exception("a callback of a future of this pool raised")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
@@ -41,6 +42,7 @@ def run(
     cwd: Optional[str] = None,
     env: Optional[Mapping[str, str]] = None,
     threads: Optional[int] = None,
+    shell: Optional[str] = None,
 ) -> None:
     """Run a program to its end. Raises ProgramError for a non-zero exit code, naming the code and the last lines.
 
@@ -50,10 +52,10 @@ def run(
     context = _context.current()
     line = command_line(program, arguments, context.gpus if context else ())
     log = context.log if context else None
+    print(f"** Running command: {line}", flush=True)
     start = _size(log)
     output = open(log, "ab") if log else None  # noqa: SIM115  # closed below: also without a log
     try:
-        print(f"** Running command: {line}", flush=True)
         done = subprocess.run(
             line,
             shell=True,
@@ -63,8 +65,9 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             check=False,
+            executable=shell,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the command or the environment
         raise ProgramError(f"'{line}' could not be started: {error}") from error
     finally:
         if output:
@@ -83,17 +86,22 @@ def _environment(env: Optional[Mapping[str, str]], threads: Optional[int]) -> Di
 
 
 def _what_happened(line: str, code: int, tail: str) -> str:
-    import signal
-
-    if code < 0 or code > 128:
-        number = -code if code < 0 else code - 128
-        known = number in {int(s) for s in signal.Signals}
-        how = f"was killed by {signal.Signals(number).name}" if known else f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed by {_signal_name(-code)}"
+    elif code > 128 and _signal_name(code - 128):  # how a shell reports that the program was killed
+        how = f"ended with exit code {code} ({_signal_name(code - 128)})"
     elif code == 127:
         how = "ended with exit code 127: the shell did not find the program"
     else:
         how = f"ended with exit code {code}"
     return f"'{line}' {how}" + (f"; its last lines:\n{tail}" if tail else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
 
 
 def _size(path: Optional[str]) -> int:

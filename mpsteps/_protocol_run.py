@@ -472,6 +472,8 @@ class ProtocolRun:
     def _take_inserted(self, step: Step) -> None:
         if self.tracker is not None:
             self.publish_own_changes()
+        elif self._state is not None and self._demands.of(step).local:
+            self.tracker = self._state.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
         self._recorder.inserted([step])
         self.coordinator.handle(self._added(step))
         for listener in self._listeners:

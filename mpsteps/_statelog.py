@@ -36,6 +36,11 @@ class StateLog:
         self._heard: Dict[int, int] = {}  # worker -> it has heard of all entries with a smaller number
         self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it had heard when it was sent)
 
+    def watch(self, tracker: state.Tracker) -> state.Tracker:
+        """From now on code in this process changes `target`, too, and this tracker tells what."""
+        self._tracker = tracker
+        return tracker
+
     @property
     def version(self) -> int:
         """How many entries there have been."""

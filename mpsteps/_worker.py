@@ -12,6 +12,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,9 +27,11 @@ from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._results import check_result_files
 from mpsteps.errors import MpstepsError, SerializationError
 
-FLUSH_SECONDS = 100e-6
+FLUSH_SECONDS = 400e-6
 """Replies are kept back at most about this long while there are more steps to run."""
 FLUSH_COUNT = 128
+WAITED_SECONDS = 0.001
+"""A step that took so much longer than its own CPU time may have waited for a program."""
 
 EXIT_LANE_BROKEN = 70  # as EX_SOFTWARE: what came out of the ring was not what the coordinator put in
 
@@ -53,6 +56,8 @@ class Worker:
         self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
         self._log_folder = ""
         self._cpu = time.process_time()
+        self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
+        self._home = os.getcwd()
 
     # ------------------------------------------------------------------ messages
 
@@ -176,6 +181,12 @@ class Worker:
         cpu = time.process_time()
         extras, failure = reply
         seconds, used, self._cpu = ended - started, cpu - self._cpu, cpu
+        if seconds > used + WAITED_SECONDS:
+            used += self._new_cpu_of_programs()
+        if failure is not None or (self._protocol is not None and self._protocol._currentDir is not None):
+            os.chdir(self._home)  # it entered a directory and did not leave it: the next step must not start there
+            if self._protocol is not None:
+                self._protocol._currentDir = None
         if self._log and self._keep_log(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
@@ -192,6 +203,13 @@ class Worker:
             self._end.finish(self._number)
             if ended - self._flushed > FLUSH_SECONDS or len(self._replies) >= FLUSH_COUNT:
                 self._flush()
+
+    def _new_cpu_of_programs(self) -> float:
+        """CPU seconds of the programs that have ended since this was last asked. (Only asked after a step that waited
+        for something: it costs as much as an empty step.)"""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before, self._programs_cpu = self._programs_cpu, usage.ru_utime + usage.ru_stime
+        return self._programs_cpu - before
 
     def _after_failure(self) -> None:
         """Where a failure ends the run, nothing that is behind it in the lane starts any more."""

@@ -8,95 +8,40 @@ It is exec'd once by the coordinator (`python -c`, no `__main__` of the user's) 
   the worker's process group (programs it started) has been killed.
 - *guard*: it is the subreaper of everything below it, so that no daemon can slip away by a double fork. When the
   coordinator is gone (the socket ends, also after kill -9) it kills the whole tree and exits.
-- if the zygote itself is killed, its workers die by the parent-death signal, and the coordinator sees the socket end.
+- if the zygote itself is killed, its workers die by the parent-death signal, and the coordinator sees the socket end
+  and kills what is left of the session.
 
-Messages, both ways, are marshalled tuples behind a four-byte length; descriptors travel with a request:
+Messages:
 
-    ("fork", worker, n_fds) + descriptors      ("kill", worker, signal)        to the zygote
-    ("forked", worker, pid)  ("no-fork", worker, text)  ("dead", worker, pid, exitcode, peak_kib)     from it
+    ("fork", worker, n_fds, n_lane_fds) + descriptors      ("kill", worker, signal)        to the zygote
+    ("up", guards)  ("forked", worker, pid)  ("no-fork", worker, text)
+    ("dead", worker, pid, exitcode, peak_kib)                                              from it
+
+`guards` is False where the system has no subreaper (it is Linux's): a daemon that a step detached then outlives us.
 """
 
 from __future__ import annotations
 
-import array
-import ctypes
 import gc
-import marshal
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
-from typing import Any, Dict, List, NoReturn, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+
+from mpsteps._ipc.link import Link, plug_stdio
+from mpsteps._proctree import descendants, send_signal
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_LENGTH = struct.Struct("=I")
-_MAX_FDS = 16
 OOM_SCORE = 500
 """Added to a worker's oom_score_adj, so that the kernel's OOM killer takes a worker and not the coordinator."""
+KILL_SECONDS = 10.0
+"""What has not died this long after SIGKILL (it hangs in a system call, or runs as somebody else) is left behind."""
+EXIT_NO_START = 71  # as EX_OSERR: the worker could not even start
 
-
-class Link:
-    """One end of the socket between coordinator and zygote: whole messages, descriptors in the order of sending."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._data = bytearray()
-        self._fds: List[int] = []
-
-    def fileno(self) -> int:
-        """The descriptor to wait on."""
-        return self._sock.fileno()
-
-    def close(self) -> None:
-        """End the conversation; the other side sees it at once."""
-        self._sock.close()
-
-    def send(self, message: Tuple[Any, ...], fds: Tuple[int, ...] = ()) -> None:
-        """Send one message. Raises OSError when the other side is gone."""
-        payload = marshal.dumps(message)
-        data = _LENGTH.pack(len(payload)) + payload
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sent = self._sock.sendmsg([data], ancillary)
-        if sent < len(data):
-            self._sock.sendall(data[sent:])
-
-    def receive(self) -> Optional[List[Tuple[Any, ...]]]:
-        """All messages that are here, at least one read's worth; None when the other side is gone."""
-        try:
-            data, ancillary, _, _ = self._sock.recvmsg(65536, socket.CMSG_LEN(_MAX_FDS * 4))
-        except BlockingIOError:
-            return []
-        except ConnectionResetError:
-            return None
-        if not data:
-            return None
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-                self._fds.extend(fds)
-        self._data += data
-        return self._split()
-
-    def _split(self) -> List[Tuple[Any, ...]]:
-        found = []
-        while len(self._data) >= 4:
-            (length,) = _LENGTH.unpack_from(self._data)
-            if len(self._data) < 4 + length:
-                break
-            found.append(marshal.loads(bytes(self._data[4 : 4 + length])))
-            del self._data[: 4 + length]
-        return found
-
-    def take_fds(self, count: int) -> List[int]:
-        """The descriptors that came with a message, close-on-exec."""
-        fds, self._fds = self._fds[:count], self._fds[count:]
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        return fds
+Prctl = Callable[[int, int], int]
 
 
 class Zygote:
@@ -104,33 +49,34 @@ class Zygote:
 
     def __init__(self, sock: socket.socket) -> None:
         self._link = Link(sock)
-        self._workers: Dict[int, int] = {}  # worker -> pid
+        self._workers: Dict[int, int] = {}  # worker -> pid, of those not reaped
         self._prctl = _load_prctl()
+        self._wake_read = -1
 
     def run(self) -> None:
         """Serve until the coordinator is gone, then kill everything below this process."""
-        wake_read, wake_write = os.pipe()
-        for fd in (wake_read, wake_write):
+        self._wake_read, wake_write = os.pipe()
+        for fd in (self._wake_read, wake_write):
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _wake_up)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _wake_up)  # the zygote goes when the coordinator goes, not before
-        if self._prctl:
-            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        guards = self._prctl is not None and self._prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
-        poll.register(wake_read, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
         try:
-            while self._serve(poll, wake_read):
+            self._tell("up", guards)
+            while self._serve(poll):
                 pass
         finally:
             self._kill_everything()
 
-    def _serve(self, poll: select.poll, wake_read: int) -> bool:
+    def _serve(self, poll: select.poll) -> bool:
         for fd, _ in poll.poll():
-            if fd == wake_read:
-                os.read(wake_read, 4096)
+            if fd == self._wake_read:
+                os.read(fd, 4096)
                 self._bury()
             else:
                 messages = self._link.receive()
@@ -148,19 +94,26 @@ class Zygote:
 
     def _handle(self, message: Tuple[Any, ...]) -> None:
         if message[0] == "fork":
-            self._fork(message[1], self._link.take_fds(message[2]), message[3])
+            self._fork(*message[1:])
         elif message[0] == "kill" and message[1] in self._workers:
-            _kill_group(self._workers[message[1]], message[2])
+            _kill_worker(self._workers[message[1]], message[2])
 
-    def _fork(self, worker: int, fds: List[int], lane_fds: int) -> None:
+    # ------------------------------------------------------------------------- birth
+
+    def _fork(self, worker: int, n_fds: int, n_lane_fds: int) -> None:
         parent = os.getpid()
+        try:
+            fds = self._link.take_fds(n_fds)
+        except OSError as error:
+            self._tell("no-fork", worker, f"{error.strerror} (the limit on open files: ulimit -n)")
+            return
         try:
             pid = os.fork()
         except OSError as error:
-            self._tell("no-fork", worker, f"{error.strerror} (limits on processes: ulimit -u, pids.max)")
             pid = -1
+            self._tell("no-fork", worker, f"{error.strerror} (limits on processes and memory: ulimit -u, pids.max)")
         if pid == 0:
-            self._become_worker(parent, fds[:lane_fds], fds[lane_fds:])
+            self._become_worker(parent, fds[:n_lane_fds], fds[n_lane_fds:])
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -170,84 +123,115 @@ class Zygote:
 
     def _become_worker(self, parent: int, lane_fds: List[int], board_fds: List[int]) -> NoReturn:
         """What the child does instead of returning into the zygote's loop."""
-        code = 71  # as EX_OSERR: it could not even start
+        code = EXIT_NO_START
         try:
-            signal.set_wakeup_fd(-1)
+            wake_write = signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             _set_group(0)
-            if self._prctl:
-                self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if self._prctl is not None:
+                self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 if os.getppid() != parent:  # it died before the line above
                     os._exit(code)
             self._link.close()
+            os.close(self._wake_read)
+            os.close(wake_write)
             _raise_oom_score()
-            gc.unfreeze()
             code = _serve_lane(lane_fds, board_fds)
             _leave_properly()
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             try:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
             finally:
                 os._exit(code)
 
-    def _bury(self) -> None:
-        """Tell of every child that has died. The worker's group is killed *before* the worker is reaped: until then
-        its pid, which is also the group's, cannot belong to anybody else."""
-        pids = {pid: worker for worker, pid in self._workers.items()}
-        for pid, worker in pids.items():
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                continue
-            _kill_group(pid, signal.SIGKILL)
-            _, status, usage = os.wait4(pid, 0)
-            del self._workers[worker]
-            peak = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss // 1024
-            self._tell("dead", worker, pid, _exit_code(status), peak)
-        self._reap_strays(set(self._workers.values()))
+    # ------------------------------------------------------------------------- death
 
-    def _reap_strays(self, workers: set[int]) -> None:
-        """Collect orphans that came to us as their subreaper; workers are left for `_bury`."""
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in workers:
-                return  # a worker's death: another SIGCHLD has been or will be delivered for it
-            os.waitpid(found.si_pid, 0)
+    def _bury(self) -> None:
+        """Tell of every worker that has died. Orphans, which come to us as their subreaper, are reaped silently."""
+        numbers = {pid: worker for worker, pid in self._workers.items()}
+
+        def before_reaping(pid: int) -> None:
+            if pid in numbers:
+                _kill_group(pid, signal.SIGKILL)
+
+        for pid, status, peak_kib in _reap(before_reaping):
+            worker = numbers.get(pid)
+            if worker is not None:
+                del self._workers[worker]
+                self._tell("dead", worker, pid, _exit_code(status), peak_kib)
 
     def _kill_everything(self) -> None:
-        """Stop, then kill the whole tree, again until nothing is left: a process may fork while it is being killed."""
+        """Kill the whole tree, again until nothing is left: a process may fork while its parent is being killed."""
+        self._link.close()
         for pid in self._workers.values():
             _kill_group(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return  # nobody is left, and orphans would have come to us
-        deadline = time.monotonic() + 10
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        deadline = time.monotonic() + KILL_SECONDS
         while time.monotonic() < deadline:
-            for pid in descendants():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # it went by itself
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
+            for _ in _reap(_leave):
+                pass
+            if not _has_children():
+                return  # nobody is left: what they left behind would have come to us
+            for pid in descendants(os.getpid()):
+                send_signal(pid, signal.SIGKILL)
+            if poll.poll(20):  # the next death, or a look in case a process was born meanwhile
+                os.read(self._wake_read, 4096)
 
 
-def descendants() -> List[int]:
-    """The pids of all processes below this one."""
-    import psutil
+def _reap(before: Callable[[int], None]) -> Iterator[Tuple[int, int, int]]:
+    """All children that have ended: pid, status, peak memory in KiB.
 
+    `before(pid)` is called before the child is reaped: until then its pid, which is also its group's, cannot belong to
+    anybody else. Where Python has no waitid (macOS before 3.13) it comes a moment after.
+    """
+    peek = hasattr(os, "waitid")
+    while True:
+        pid = 0
+        try:
+            if peek:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return
+                before(ended.si_pid)
+                pid = ended.si_pid
+            pid, status, usage = os.wait4(pid or -1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        if not peek:
+            before(pid)
+        yield pid, status, usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss // 1024
+
+
+def _leave(_pid: int) -> None:
+    """Nothing is to be done before reaping: all are being killed anyway."""
+
+
+def _has_children() -> bool:
     try:
-        return [p.pid for p in psutil.Process().children(recursive=True)]
-    except psutil.Error:
-        return []  # /proc cannot be read: the groups have been killed already
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _kill_worker(pid: int, number: int) -> None:
+    """Signal a worker and the programs it started: its group, and for SIGKILL also those that left the group.
+
+    It is stopped first, since a worker that goes on could start another program behind our back.
+    """
+    if number == signal.SIGKILL:
+        send_signal(pid, signal.SIGSTOP)
+        for below in descendants(pid):
+            send_signal(below, signal.SIGKILL)
+    _kill_group(pid, number)
 
 
 def _serve_lane(lane_fds: List[int], board_fds: List[int]) -> int:
@@ -295,23 +279,54 @@ def _exit_code(status: int) -> int:
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _load_prctl() -> Any:
-    return ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+def _load_prctl() -> Optional[Prctl]:
+    """prctl(2) with one argument; None where there is none (it is Linux's), or no ctypes to call it with."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except (ImportError, OSError, AttributeError):
+        return None  # "up" tells the coordinator, which tells the user
+    prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    return lambda option, value: int(prctl(option, value, 0, 0, 0))
 
 
 def _wake_up(_signum: int, _frame: Any) -> None:
     """The wake-up descriptor has been written by then; a handler is needed for it to be."""
 
 
-def main(fd: int) -> None:
-    """Run the zygote on an inherited socket descriptor."""
-    sock = socket.socket(fileno=fd)
-    sock.set_inheritable(False)
+def _end_of_start(stderr_fd: int) -> None:
+    """From now on errors go where the coordinator's go; so does what was written meanwhile (warnings of imports)."""
+    sys.stderr.flush()
+    written = os.pread(2, 1 << 16, 0)
+    os.dup2(stderr_fd, 2)
+    os.close(stderr_fd)
+    try:
+        while written:
+            written = written[os.write(2, written) :]
+    except OSError:
+        pass  # nobody reads our standard error any more
+
+
+def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int]) -> None:
+    """Run the zygote on an inherited socket.
+
+    Standard error is a file in which the coordinator looks for the reason should we not come up; `stderr_fd` is the
+    real one. `kept_fds`: descriptors that every worker holds as long as it lives, and no program it starts.
+    """
+    plug_stdio()
+    for fd in (link_fd, stderr_fd, *kept_fds):
+        os.set_inheritable(fd, False)
+    # A mask is inherited through exec: without this, a coordinator that blocks SIGCHLD would never hear of a death.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Loaded before the first fork, so that every worker starts with them: they are the larger part of its start.
     import cloudpickle  # noqa: F401
     import tblib.pickling_support  # noqa: F401
 
     from mpsteps import _worker  # noqa: F401
 
-    gc.freeze()  # what is loaded now stays shared with the workers: the collector would copy its pages
-    Zygote(sock).run()
+    _end_of_start(stderr_fd)
+    gc.freeze()  # what is loaded now stays shared with the workers: their collectors would copy its pages
+    Zygote(socket.socket(fileno=link_fd)).run()

@@ -13,22 +13,25 @@ lambdas, closures and classes of `__main__` work, and no `if __name__ == "__main
 from __future__ import annotations
 
 import atexit
-import functools
 import itertools
-import threading
+import operator
+import time
 import weakref
+from collections import deque
 from concurrent.futures import Executor, Future
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 from mpsteps._core.steps import PLAIN, Demand
 from mpsteps._machine import usable_cores, usable_memory
-from mpsteps._pool_work import PoolWork, Task
+from mpsteps._pool_task import Task, callable_name
+from mpsteps._pool_work import PoolWork, end_all
 from mpsteps.errors import UsageError
 from mpsteps.steps import make_options
 
 T = TypeVar("T")
 
-_pools: weakref.WeakSet[StepPool] = weakref.WeakSet()
+# Results that were submitted are worth waiting for at the end of the program, as with the standard library's executors.
+atexit.register(end_all)
 
 
 class StepPool(Executor):
@@ -39,25 +42,23 @@ class StepPool(Executor):
     """
 
     def __init__(self, max_workers: Optional[int] = None, *, gpus: Sequence[int] = ()) -> None:
-        if max_workers is None:
-            max_workers = usable_cores()
-        if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-            raise TypeError(f"max_workers must be an integer, not {max_workers!r}")
-        if max_workers < 1:
+        self._max_workers = usable_cores() if max_workers is None else _whole_number(max_workers, "max_workers")
+        if self._max_workers < 1:
             raise ValueError("max_workers must be greater than 0")
-        self._max_workers = max_workers
-        self._lock = threading.Lock()  # orders `submit` before or after `shutdown`
-        self._shut = False
-        self._work = PoolWork(max_workers, usable_memory(), gpus)
+        self._gpus = tuple(_whole_number(g, "the number of a graphics card") for g in gpus)
+        self._work = PoolWork(self._max_workers, usable_memory(), self._gpus)
         self._work.start()
         # Workers end when nobody holds the pool any more: the loop's thread knows the work, not the pool.
-        self._finalizer = weakref.finalize(self, self._work.shut_down)
-        self._finalizer.atexit = False
-        _pools.add(self)
+        weakref.finalize(self, self._work.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `fn(*args, **kwargs)` in a worker; its Future."""
-        return self._submit(fn, args, kwargs, (), PLAIN, None, None)
+        """Run `fn(*args, **kwargs)` in a worker; its Future.
+
+        Futures in the arguments (also inside lists, tuples and dicts) are prerequisites, and replaced by their results.
+        """
+        if not callable(fn):
+            raise TypeError(f"a step runs a callable, not {fn!r}")
+        return self._start(Task(fn, args, kwargs, PLAIN))
 
     def submit_step(
         self,
@@ -66,7 +67,7 @@ class StepPool(Executor):
         *args: Any,
         after: Union[Future[Any], Iterable[Future[Any]]] = (),
         cpus: int = 1,
-        memory: Union[None, int, str] = None,
+        memory: Union[int, str, None] = None,
         gpus: int = 0,
         timeout: Optional[float] = None,
         retries: int = 0,
@@ -79,81 +80,132 @@ class StepPool(Executor):
         worker is killed and StepTimeout is raised; `retries`: further attempts after a failed one; `name`: for
         messages. UsageError for values that make no sense.
         """
+        if not callable(fn):
+            raise UsageError(f"a step runs a callable, not {fn!r}")
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"name of a step must be a text, not {name!r}")
         options = make_options(cpus, memory, gpus, timeout, retries)
+        if options.gpus > len(self._gpus):
+            have = len(self._gpus) or "none: StepPool(gpus=[0]) would give it the first one"
+            raise UsageError(f"the step needs {options.gpus} graphics cards and this pool has {have}")
         demand = Demand(
             cpus=options.cpus, gpus=options.gpus, memory=options.memory, retries=options.retries,
             alone=options.timeout is not None,
         )  # fmt: skip
-        before = (after,) if isinstance(after, Future) else tuple(after)
-        for f in before:
-            if not isinstance(f, Future):
-                raise UsageError(f"after= takes futures (what submit returned), not {f!r}")
-        return self._submit(fn, args, {}, before, PLAIN if demand == PLAIN else demand, options.timeout, name)
-
-    def _submit(
-        self, fn: Callable[..., Any], args: Tuple[Any, ...], kwargs: Any, after: Tuple[Future[Any], ...],
-        demand: Demand, timeout: Optional[float], name: Optional[str],
-    ) -> Future[Any]:  # fmt: skip
-        if not callable(fn):
-            raise TypeError(f"a step runs a callable, not {fn!r}")
-        future: Future[Any] = Future()
-        task = Task(future, fn, args, kwargs, demand, timeout, name)
-        with self._lock:
-            if self._shut:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._work.submit(task, after)
-        return future
+        demand = PLAIN if demand == PLAIN else demand
+        return self._start(Task(fn, args, {}, demand, options.timeout, name, _futures(after)))
 
     def map(
-        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: int = 1
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: Optional[float] = None,
+        chunksize: int = 1,
+        buffersize: Optional[int] = None,
     ) -> Iterator[T]:
         """Like `map(fn, *iterables)`, run in the workers; results in order.
 
         `timeout`: seconds from this call after which the iterator raises TimeoutError. `chunksize`: so many calls
-        form one step. (Short steps travel together anyway; a larger chunk saves the futures.)
+        form one step. (Short steps travel together anyway; a larger chunk saves the futures.) `buffersize`: the
+        iterables are read no further than so many steps ahead of the results taken; None: to their end, now.
         """
+        if not callable(fn):
+            raise TypeError(f"a step runs a callable, not {fn!r}")
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and _whole_number(buffersize, "buffersize") < 1:
+            raise ValueError("buffersize must be None or > 0")
+        end = None if timeout is None else time.monotonic() + timeout
         if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout)
-        chunks = _chunks(zip(*iterables), chunksize)
-        results = super().map(functools.partial(_run_chunk, fn), chunks, timeout=timeout)
-        return _chain_freeing(results)
+            tasks = (Task(fn, args, {}, PLAIN) for args in zip(*iterables))
+        else:
+            tasks = (_chunk_task(fn, chunk) for chunk in _chunks(zip(*iterables), chunksize))
+        futures = deque(self._start(task) for task in itertools.islice(tasks, buffersize))
+        results = _take_in_order(futures, None if buffersize is None else (weakref.ref(self), tasks), end)
+        return results if chunksize == 1 else _one_by_one(results)
+
+    def _start(self, task: Task) -> Future[Any]:
+        self._work.submit(task)
+        return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more steps are accepted; those submitted still run, or are cancelled if `cancel_futures`.
 
         `wait`: return only when all have ended and no process of the pool is left.
         """
-        with self._lock:
-            self._shut = True
         self._work.shut_down(cancel_futures)
         if wait:
             self._work.join()
 
 
-def _chunks(items: Iterator[Tuple[Any, ...]], size: int) -> Iterator[Tuple[Tuple[Any, ...], ...]]:
+def _whole_number(value: Any, what: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, not {value!r}") from None
+
+
+def _futures(after: Any) -> Tuple[Future[Any], ...]:
+    if isinstance(after, Future):
+        return (after,)
+    try:
+        futures = tuple(after)
+    except TypeError:
+        raise UsageError(f"after= takes futures (what submit returned), not {after!r}") from None
+    for f in futures:
+        if not isinstance(f, Future):
+            raise UsageError(f"after= takes futures (what submit returned), not {f!r}")
+    return futures
+
+
+def _take_in_order(
+    futures: Deque[Future[Any]], more: Optional[Tuple[weakref.ref[StepPool], Iterator[Task]]], end: Optional[float]
+) -> Iterator[Any]:
+    """Results of `futures`, in order; no reference to a result or its future is kept once it is handed out.
+
+    `more`: a reference to the pool, and tasks: one is submitted for each result taken, while somebody holds the pool.
+    """
+    try:
+        while futures:
+            pool = more[0]() if more else None
+            if more and pool is not None:
+                futures.extend(pool._start(task) for task in itertools.islice(more[1], 1))
+            del pool
+            yield _first_result(futures, end)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _first_result(futures: Deque[Future[Any]], end: Optional[float]) -> Any:
+    result = futures[0].result(None if end is None else end - time.monotonic())
+    futures.popleft()
+    return result
+
+
+def _chunks(calls: Iterator[Tuple[Any, ...]], size: int) -> Iterator[List[Tuple[Any, ...]]]:
     while True:
-        chunk = tuple(itertools.islice(items, size))
+        chunk = list(itertools.islice(calls, size))
         if not chunk:
             return
         yield chunk
 
 
-def _run_chunk(fn: Callable[..., T], chunk: Tuple[Tuple[Any, ...], ...]) -> list[T]:
+def _chunk_task(fn: Callable[..., Any], chunk: List[Tuple[Any, ...]]) -> Task:
+    task = Task(_run_chunk, (fn, chunk), {}, PLAIN)
+    task.key = f"{task.key} {callable_name(fn)}"
+    return task
+
+
+def _run_chunk(fn: Callable[..., T], chunk: List[Tuple[Any, ...]]) -> List[T]:
     return [fn(*args) for args in chunk]
 
 
-def _chain_freeing(chunks: Iterator[list[T]]) -> Iterator[T]:
+def _one_by_one(chunks: Iterator[List[T]]) -> Iterator[T]:
     """All results in order, letting go of each as it is handed out."""
     for chunk in chunks:
         chunk.reverse()
         while chunk:
             yield chunk.pop()
-
-
-@atexit.register
-def _at_exit() -> None:
-    """Let what was submitted finish before the interpreter goes, as the standard library's executors do."""
-    for pool in list(_pools):
-        pool.shutdown(wait=True)

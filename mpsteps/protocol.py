@@ -6,33 +6,42 @@ either by changing its import line. A protocol does not know how it is run: `run
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import threading
-import traceback
 import typing
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mpsteps import _programs
-from mpsteps._context import StepContext, current
+from mpsteps._context import current
+from mpsteps._inputs import ProtocolInputs
 from mpsteps._outcome import ProtocolStatus
-from mpsteps.constants import (
-    GPU_LIST,
-    MODE_RESTART,
-    MODE_RESUME,
-    STEPS_PARALLEL,
-    STEPS_SERIAL,
-    USE_GPU,
-)
+from mpsteps._paths import ProtocolPaths
+from mpsteps.constants import MODE_CONTINUE, MODE_RESUME
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.form import Form
-from mpsteps.params import EnumParam, Param
-from mpsteps.scalars import CsvList, Integer, String, listFromRange
+from mpsteps.scalars import Integer, String, rawValue
 from mpsteps.steps import Step, StepSink, as_step_ids, results_used
 
 logger = logging.getLogger("mpsteps.protocol")
 
+StepFunction = Union[str, Callable[..., Any]]
+
+_NAMES_OF_STEPS = {"_runJobForFiles": "runJob", "_copyFile": "copyFile"}
+"""Framework methods that are steps under the names that Scipion gives them."""
+
 _NOT_PARAMS = ("workingDir", "numberOfThreads", "numberOfMpi", "runMode", "objLabel", "hostName", "expertLevel")
+
+_ALWAYS_THERE: Tuple[Tuple[str, Callable[[Any], Any], Any], ...] = (
+    ("numberOfThreads", Integer, 1),
+    ("numberOfMpi", Integer, 1),
+    ("hostName", String, "localhost"),
+    ("expertLevel", Integer, 0),
+)
+"""Attributes that a protocol has also where its form has no such param: name, type, default."""
+
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # arguments in which no ResultOf can stand
 
 FRAMEWORK_ATTRIBUTES = frozenset(
     {
@@ -43,7 +52,29 @@ FRAMEWORK_ATTRIBUTES = frozenset(
 """Attributes of a protocol that belong to the framework: they do not travel with it, and their changes do not."""
 
 
-class Protocol(ProtocolStatus):
+class CurrentStep:
+    """What stands in `self._stepsExecutor`: the graphics cards of whichever step asks, as Scipion's executors tell."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def getGpuList(self) -> List[int]:
+        """The cards that the running step holds; outside of steps, all cards of the form."""
+        context = current()
+        if context is not None:
+            return context.getGpuList()
+        return self._protocol.getGpuList() if self._protocol.usesGpu() else []
+
+    def getGpuListStr(self, sep: str = " ") -> str:
+        """The same as text."""
+        return sep.join(map(str, self.getGpuList()))
+
+    def setCudaVisibleDevices(self) -> None:
+        """Let the libraries and programs of this step see its cards only."""
+        os.environ["CUDA_VISIBLE_DEVICES"] = self.getGpuListStr(",")
+
+
+class Protocol(ProtocolInputs, ProtocolPaths):
     """Base of all protocols.
 
     Subclasses define `_defineParams(form)` and `_insertAllSteps()`, and whichever of the other hooks they need. Each
@@ -55,38 +86,38 @@ class Protocol(ProtocolStatus):
     """
 
     _label: Optional[str] = None
-    stepsExecutionMode: int = STEPS_SERIAL
     keepGoing: bool = False
     _stepsCheckSecs: float = 5
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
+        self._start_afresh()
+        self._outputs: List[str] = []  # a plain list, since steps that run at the same time may define outputs
+        self.workingDir = String(kwargs.pop("workingDir", None))
+        self._label_of_run = kwargs.pop("objLabel", None)
+        if rawValue(kwargs.get("runMode")) == MODE_CONTINUE:
+            kwargs["runMode"] = MODE_RESUME
+        form = self.getDefinition()
+        self._refuse_unknown(form, kwargs)
+        form.createValues(self, kwargs)
+        for name, kind, default in _ALWAYS_THERE:
+            if not form.hasParam(name):
+                setattr(self, name, kind(kwargs.get(name, default)))
+
+    def _start_afresh(self) -> None:
+        """What belongs to the framework of this process: FRAMEWORK_ATTRIBUTES."""
+        self._definition: Optional[Form] = None
         self._steps: typing.MutableSequence[Step] = []
         self._newSteps = False
         self._sink: Optional[StepSink] = None
-        self._stepsExecutor: Optional[StepContext] = None
+        self._stepsExecutor: Any = CurrentStep(self)
         self._log = logger
         self._lock = threading.RLock()
         self._currentDir: Optional[str] = None
-        self._outputs = CsvList()
         self._stepsDone = Integer(0)
         self._numberOfSteps = Integer(0)
         self._cpuTime = 0.0
         self._report: Any = None
-        self.workingDir = String(kwargs.pop("workingDir", None))
-        self._label_of_run = kwargs.pop("objLabel", None)
-        self._definition: Optional[Form] = None
-        form = self.getDefinition()
-        self._refuse_unknown(form, kwargs)
-        form.createValues(self, kwargs)
-        if not form.hasParam("numberOfThreads"):
-            self.numberOfThreads = Integer(kwargs.get("numberOfThreads", 1))
-        if not form.hasParam("numberOfMpi"):
-            self.numberOfMpi = Integer(kwargs.get("numberOfMpi", 1))
-        if not form.hasParam("hostName"):
-            self.hostName = String(kwargs.get("hostName", "localhost"))
-        if not form.hasParam("expertLevel"):
-            self.expertLevel = Integer(kwargs.get("expertLevel", 0))
 
     def _refuse_unknown(self, form: Form, kwargs: Dict[str, Any]) -> None:
         unknown = form.unknown({k: v for k, v in kwargs.items() if k not in _NOT_PARAMS})
@@ -99,189 +130,22 @@ class Protocol(ProtocolStatus):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         ProtocolStatus.__init__(self)
-        self._steps = []
-        self._newSteps = False
-        self._sink = None
-        self._stepsExecutor = None
-        self._log = logger
-        self._lock = threading.RLock()
-        self._currentDir = None
-        self._stepsDone = Integer(0)
-        self._numberOfSteps = Integer(0)
-        self._cpuTime = 0.0
-        self._report = None
-        self._definition = None
+        self._start_afresh()
         self.__dict__.update(state)
 
     # ------------------------------------------------------------ hooks for subclasses
 
-    def _defineParams(self, form: Form) -> None:
-        """Add sections and params to the form."""
-
     def _insertAllSteps(self) -> None:
         """Insert the steps with `_insertFunctionStep`. Runs before any of them."""
 
-    def _validate(self) -> List[str]:
-        """What is wrong with the values of the params, one sentence each; empty: all is well."""
-        return []
-
-    def _warnings(self) -> List[str]:
-        """What the user should think about before running, one sentence each."""
-        return []
-
-    def _summary(self) -> List[str]:
-        """A few lines about what came out."""
-        return ["No summary information."]
-
-    def _methods(self) -> List[str]:
-        """How it was done, as it would stand in a paper."""
-        return []
-
-    def _citations(self) -> List[str]:
-        """What to cite."""
-        return []
-
     def _stepsCheck(self) -> None:
         """Called every `_stepsCheckSecs` while steps run: insert steps for input that has arrived since."""
-
-    # -------------------------------------------------------------------------- form
-
-    def getDefinition(self) -> Form:
-        """The form."""
-        if self._definition is None:
-            form = Form(self)
-            self._definition = form
-            self._defineParams(form)
-        return self._definition
-
-    def getParam(self, paramName: str) -> Optional[Param]:
-        """The definition of a param; None if there is no such param."""
-        return typing.cast(Optional[Param], self.getDefinition().getParam(paramName))
-
-    def getAttributeValue(self, attrName: str, defaultValue: Any = None) -> Any:
-        """The plain value of an attribute: a param's value, not its box."""
-        attribute = getattr(self, attrName, None)
-        if attribute is None:
-            return defaultValue
-        return attribute.get() if hasattr(attribute, "hasValue") else attribute
-
-    def hasAttribute(self, attrName: str) -> bool:
-        """Whether there is an attribute of this name."""
-        return hasattr(self, attrName)
-
-    def getEnumText(self, paramName: str) -> str:
-        """The text of the choice that an EnumParam has."""
-        param = self.getParam(paramName)
-        if not isinstance(param, EnumParam):
-            raise UsageError(f"{paramName!r} is not an EnumParam of {type(self).__name__}")
-        return str(param.choices[getattr(self, paramName).get()])
-
-    def evalParamCondition(self, paramName: str) -> bool:
-        """Whether a param is shown with the values that the others have."""
-        return bool(self.getDefinition().evalParamCondition(paramName))
-
-    def iterDefinitionAttributes(self) -> Iterator[Tuple[str, Any]]:
-        """Names of the params and their scalars."""
-        for name, _ in self.getDefinition().iterParams():
-            yield name, getattr(self, name)
-
-    def getDefinitionDict(self) -> Dict[str, Any]:
-        """Names of the params and their plain values."""
-        return {name: scalar.get() for name, scalar in self.iterDefinitionAttributes()}
-
-    def modeSerial(self) -> bool:
-        """Whether steps run one after another."""
-        return self.stepsExecutionMode == STEPS_SERIAL
-
-    def modeParallel(self) -> bool:
-        """Whether steps run in parallel."""
-        return not self.modeSerial()
-
-    def getScipionThreads(self) -> int:
-        """How many steps run at a time in parallel mode: the number of worker processes."""
-        return int(self.numberOfThreads.get())
-
-    def getMPIs(self) -> int:
-        """Always 1: mpsteps never uses MPI. (A higher number does not pass `validate()`.)"""
-        return int(self.numberOfMpi.get())
-
-    def allowsGpu(self) -> bool:
-        """Whether the form asks for graphics cards (a param 'gpuList')."""
-        return hasattr(self, GPU_LIST)
-
-    def usesGpu(self) -> bool:
-        """Whether graphics cards are asked for and switched on."""
-        return self.allowsGpu() and bool(getattr(self, USE_GPU, True))
-
-    def getGpuList(self) -> List[int]:
-        """The numbers of the graphics cards that the form names; empty when none are used."""
-        if not self.usesGpu():
-            return []
-        return listFromRange(str(getattr(self, GPU_LIST).get() or ""))
-
-    def getRunMode(self) -> int:
-        """MODE_RESUME or MODE_RESTART."""
-        return int(self.runMode.get())
-
-    def isContinued(self) -> bool:
-        """Whether steps that have finished in an earlier run in the same directory are kept."""
-        return self.getRunMode() == MODE_RESUME
-
-    # -------------------------------------------------------------------- validation
-
-    def validate(self) -> List[str]:
-        """What is wrong, one sentence each; empty: the protocol can run."""
-        errors = self.getDefinition().validateParams(self)
-        errors += self._validateParallel()
-        try:
-            errors += list(self._validate() or [])
-        except Exception:
-            errors.append(f"{type(self).__name__}._validate failed:\n{traceback.format_exc()}")
-        return errors
-
-    def _validateParallel(self) -> List[str]:
-        """Threads only, never MPI: checked for every protocol, also where its author wrote no check."""
-        errors = []
-        mpi, threads = self.numberOfMpi.get(), self.numberOfThreads.get()
-        if mpi is not None and mpi > 1:
-            errors.append(
-                f"*numberOfMpi* is {mpi}, but mpsteps never uses MPI: select threads instead "
-                f"(numberOfThreads={mpi}); each thread is a worker process"
-            )
-        if (threads is None or threads < 1) and not self.getDefinition().hasParam("numberOfThreads"):
-            errors.append(f"*numberOfThreads* must be at least 1, not {threads}: it is the number of worker processes")
-        if self.stepsExecutionMode not in (STEPS_SERIAL, STEPS_PARALLEL):
-            errors.append(f"stepsExecutionMode must be STEPS_SERIAL or STEPS_PARALLEL, not {self.stepsExecutionMode!r}")
-        return errors
-
-    def warnings(self) -> List[str]:
-        """What the user should think about before running."""
-        return list(self._warnings() or [])
-
-    def summary(self) -> List[str]:
-        """A few lines about what came out, and why it failed if it did."""
-        try:
-            lines = self._summary() or ["No summary information."]
-            lines = [lines] if isinstance(lines, str) else list(lines)
-        except Exception as error:
-            lines = [f"_summary failed: {type(error).__name__}: {error}"]
-        if self.getErrorMessage():
-            lines += ["", "*ERROR:*", self.getErrorMessage()]
-        return lines
-
-    def methods(self) -> List[str]:
-        """How it was done."""
-        return list(self._methods() or [])
-
-    def citations(self) -> List[str]:
-        """What to cite."""
-        return list(self._citations() or [])
 
     # ------------------------------------------------------------------------- steps
 
     def _insertFunctionStep(
         self,
-        func: Union[str, Callable[..., Any]],
+        func: StepFunction,
         *funcArgs: Any,
         prerequisites: Union[None, int, Iterable[int]] = None,
         wait: bool = False,
@@ -306,21 +170,22 @@ class Protocol(ProtocolStatus):
         """Insert a step that runs a program; `resultFiles` must exist afterwards. Other arguments as above."""
         if not resultFiles:
             return self._insertFunctionStep("runJob", progName, progArguments, **kwargs)
-        return self._insertFunctionStep("_runJobForFiles", progName, progArguments, list(resultFiles), **kwargs)
+        files = [resultFiles] if isinstance(resultFiles, str) else list(resultFiles)
+        return self._insertFunctionStep("_runJobForFiles", progName, progArguments, files, **kwargs)
 
     def _insertCopyFileStep(self, sourceFile: str, targetFile: str, **kwargs: Any) -> int:
         """Insert a step that copies a file. Other arguments as for `_insertFunctionStep`."""
         return self._insertFunctionStep("_copyFile", sourceFile, targetFile, **kwargs)
 
-    def _stepFunction(self, func: Union[str, Callable[..., Any]]) -> Tuple[Union[str, Callable[..., Any]], str]:
+    def _stepFunction(self, func: StepFunction) -> Tuple[StepFunction, str]:
         """What a step keeps of its function (a method: its name alone), and how it is called in messages."""
         owner = type(self).__name__
         if isinstance(func, str):
             if not hasattr(self, func):
-                raise UsageError(f"{owner} has no method '{func}' to make a step of")
+                raise UsageError(f"{owner} has no method {func!r} to make a step of{self._nearMethod(func)}")
             if not callable(getattr(self, func)):
-                raise UsageError(f"'{func}' of {owner} is not callable: a step is made of a method")
-            return func, func
+                raise UsageError(f"{func!r} of {owner} is not callable: a step is made of a method")
+            return func, _NAMES_OF_STEPS.get(func, func)
         if not callable(func):
             raise UsageError(f"a step is made of a method, its name or a callable, not of {func!r}")
         name = getattr(func, "__name__", type(func).__name__)
@@ -330,8 +195,16 @@ class Protocol(ProtocolStatus):
             return name, name
         return func, name
 
+    def _nearMethod(self, name: str) -> str:
+        near = difflib.get_close_matches(name, [n for n in dir(type(self)) if callable(getattr(type(self), n))], 1)
+        return f" (did you mean {near[0]!r}?)" if near else ""
+
     def _insertStep(self, step: Step, prerequisites: Union[None, int, Iterable[int]]) -> int:
-        used = tuple(dict.fromkeys(results_used(step._args)))
+        used: Tuple[int, ...] = ()
+        for a in step._args:
+            if type(a) not in _ATOMS:
+                used = tuple(dict.fromkeys(results_used(step._args)))
+                break
         if prerequisites is None:
             count = len(self._steps)
             ids: Tuple[int, ...] = (count,) if count and not used else used
@@ -388,11 +261,14 @@ class Protocol(ProtocolStatus):
         env: Optional[Dict[str, str]] = None,
         numberOfThreads: Optional[int] = None,
         numberOfMpi: int = 1,
+        executable: Optional[str] = None,
     ) -> None:
         """Run an external program and wait for its end; its output goes to the step's log.
 
-        `arguments`: text with shell words, or a sequence that is quoted for you. Raises ProgramError with the
-        program's last lines when its exit code is not 0. `numberOfThreads` is told to it as OMP_NUM_THREADS.
+        `arguments`: text with shell words, or a sequence that is quoted for you; `%(GPU)s` in it becomes the numbers
+        of the step's graphics cards. `cwd`: where it runs; `env`: its whole environment. `numberOfThreads` is told to
+        it as OMP_NUM_THREADS. `executable`: another shell than /bin/sh. Raises ProgramError with the program's last
+        lines when its exit code is not 0.
         """
         if numberOfMpi is not None and numberOfMpi > 1:
             raise UsageError(f"runJob(numberOfMpi={numberOfMpi}): mpsteps never uses MPI; use numberOfThreads instead")
@@ -400,7 +276,7 @@ class Protocol(ProtocolStatus):
             env = self._getEnviron()
         if numberOfThreads is None and self.modeSerial() and self.getDefinition().hasParam("numberOfThreads"):
             numberOfThreads = self.numberOfThreads.get()
-        _programs.run(program, arguments, cwd=cwd, env=env, threads=numberOfThreads)
+        _programs.run(program, arguments, cwd=cwd, env=env, threads=numberOfThreads, shell=executable)
 
     def _runJobForFiles(self, program: str, arguments: _programs.Arguments, resultFiles: List[str]) -> List[str]:
         self.runJob(program, arguments)
@@ -416,9 +292,9 @@ class Protocol(ProtocolStatus):
         """The environment for programs; None: that of this process."""
         return None
 
-    def getExecutor(self) -> Optional[StepContext]:
-        """What the running step may ask about its graphics cards; None outside of steps."""
-        return current()
+    def getExecutor(self) -> Any:
+        """What code of a step may ask about its graphics cards: `getGpuList()`, `getGpuListStr(sep)`."""
+        return self._stepsExecutor
 
     def _defineOutputs(self, **outputs: Any) -> None:
         """Make these the outputs: attributes of the protocol by these names, listed by `iterOutputAttributes`."""
@@ -429,83 +305,35 @@ class Protocol(ProtocolStatus):
 
     def iterOutputAttributes(self, outputClass: Optional[type] = None) -> Iterator[Tuple[str, Any]]:
         """Names and values of the outputs."""
-        for name in list(self._outputs):
-            value = getattr(self, str(name), None)
+        for name in dict.fromkeys(self._outputs):
+            value = getattr(self, name, None)
             if value is not None and (outputClass is None or isinstance(value, outputClass)):
-                yield str(name), value
+                yield name, value
+
+    def getOutputsSize(self) -> int:
+        """How many outputs there are."""
+        return sum(1 for _ in self.iterOutputAttributes())
 
     def _store(self, *objs: Any) -> None:
         """In Scipion: write to the project's database. Here the journal has it all; kept for its callers."""
 
-    # ------------------------------------------------------------------------- paths
-
-    def getWorkingDir(self) -> str:
-        """The run directory."""
-        return str(self.workingDir.get(""))
-
-    def setWorkingDir(self, path: str) -> None:
-        """Use this run directory."""
-        self.workingDir.set(path)
-
-    def _getPath(self, *paths: str) -> str:
-        """A path in the run directory."""
-        return os.path.join(self.getWorkingDir(), *paths)
-
-    getPath = _getPath
-
-    def _getExtraPath(self, *paths: str) -> str:
-        """A path in its folder `extra`, for files to keep."""
-        return self._getPath("extra", *paths)
-
-    def _getTmpPath(self, *paths: str) -> str:
-        """A path in its folder `tmp`, which is emptied when the protocol has finished."""
-        return self._getPath("tmp", *paths)
-
-    def _getLogsPath(self, *paths: str) -> str:
-        """A path in its folder `logs`."""
-        return self._getPath("logs", *paths)
-
-    def _getBasePath(self, path: str) -> str:
-        """A path in the run directory with the file name of another path."""
-        return self._getPath(os.path.basename(path))
-
-    def _enterDir(self, path: str) -> None:
-        """Change the current directory, until `_leaveDir`."""
-        self._currentDir = os.getcwd()
-        os.chdir(path)
-
-    def _leaveDir(self) -> None:
-        """Back to where `_enterDir` was called."""
-        if self._currentDir is None:
-            raise UsageError("_leaveDir was called without _enterDir")
-        os.chdir(self._currentDir)
-        self._currentDir = None
-
-    def _enterWorkingDir(self) -> None:
-        """Change to the run directory, until `_leaveWorkingDir`."""
-        self._enterDir(self.getWorkingDir())
-
-    def _leaveWorkingDir(self) -> None:
-        """Back to where `_enterWorkingDir` was called."""
-        self._leaveDir()
-
     # -------------------------------------------------------------------------- logs
 
-    def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        """A line for the run's log."""
-        self._log.info(message)
+    def info(self, message: str, extra: Optional[Dict[str, Any]] = None) -> None:
+        """A line for the log: of the step, if one calls it in a worker, else of the run."""
+        self._log.info("%s", message, extra=extra)
 
-    def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
-        """A warning for the run's log."""
-        self._log.warning(message)
+    def warning(self, message: str, redirectStandard: bool = True) -> None:
+        """A warning for the log."""
+        self._log.warning("%s", message)
 
-    def error(self, message: str, *args: Any, **kwargs: Any) -> None:
-        """An error for the run's log."""
-        self._log.error(message)
+    def error(self, message: str, redirectStandard: bool = True) -> None:
+        """An error for the log."""
+        self._log.error("%s", message)
 
-    def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
-        """A line for the run's log when debugging is on."""
-        self._log.debug(message)
+    def debug(self, message: str) -> None:
+        """A line for the log when debugging is on."""
+        self._log.debug("%s", message)
 
     # --------------------------------------------------------------------------- run
 
@@ -522,10 +350,6 @@ class Protocol(ProtocolStatus):
         """The name of this run: the form's, or the class label."""
         name = getattr(self, "runName", None)
         return str((name.get() if name is not None else None) or self._label_of_run or self.getClassLabel())
-
-    def isRestart(self) -> bool:
-        """Whether an earlier run in the same directory is to be deleted first."""
-        return self.getRunMode() == MODE_RESTART
 
     def run(self, engine: Optional[str] = None, **options: Any) -> Any:
         """Validate, insert the steps and run them; returns the RunReport.

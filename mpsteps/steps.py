@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import operator
 import re
 import typing
@@ -24,7 +25,7 @@ from mpsteps.constants import (
     STATUS_WAITING,
 )
 from mpsteps.errors import PrerequisiteError, StepError, UsageError
-from mpsteps.scalars import String
+from mpsteps.scalars import CsvList, String
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +62,8 @@ def step(
     one (0: a step that fails has failed); `local`: it runs in the coordinator process, beside the workers.
     Raises UsageError for values that make no sense.
     """
+    if callable(cpus):
+        raise UsageError("@step needs parentheses: write @step(), or @step(cpus=2, ...), above the method")
     options = make_options(cpus, memory, gpus, timeout, retries, local)
 
     def declare(function: F) -> F:
@@ -84,7 +87,8 @@ def make_options(
     for name, value, least in (("cpus", cpus, 1), ("gpus", gpus, 0), ("retries", retries, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"{name} of a step must be an integer of at least {least}, not {value!r}")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0):
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 < timeout < math.inf):
         raise UsageError(f"timeout of a step must be a number of seconds above 0, not {timeout!r}")
     return StepOptions(cpus, parse_memory(memory), gpus, timeout, retries, bool(local))
 
@@ -140,9 +144,8 @@ def as_step_id(value: Any) -> int:
 
 def as_step_ids(value: Any) -> Tuple[int, ...]:
     """Ids, each once and in order, from one id or any iterable of them."""
-    if isinstance(value, (list, tuple, set, frozenset, range)) or (
-        hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
-    ):
+    several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
+    if several and getattr(value, "ndim", 1):  # an array of no dimension is one number
         return tuple(dict.fromkeys(as_step_id(v) for v in value))
     return (as_step_id(value),)
 
@@ -238,7 +241,10 @@ class Step:
     @property
     def argsStr(self) -> String:
         """Its arguments as JSON text; what JSON cannot hold stands there as null, as in Scipion."""
-        return String(json.dumps(self._args, default=lambda _: None))
+        try:
+            return String(json.dumps(self._args, default=_null))
+        except (TypeError, ValueError, RecursionError):  # keys that are no texts, a circle: these are null as well
+            return String(json.dumps([_json_or_null(a) for a in self._args]))
 
     def getArgs(self) -> Tuple[Any, ...]:
         """The arguments it was inserted with."""
@@ -252,9 +258,9 @@ class Step:
         """Whether it waits for a person when it has run."""
         return self._interactive
 
-    def getPrerequisites(self) -> List[int]:
-        """The ids of the steps that must finish before it."""
-        return list(self._prerequisites)
+    def getPrerequisites(self) -> CsvList:
+        """The ids of the steps that must finish before it: a list of integers, of its own."""
+        return CsvList(int, self._prerequisites)
 
     def addPrerequisites(self, *newPrerequisites: int) -> None:
         """It waits for these steps as well. PrerequisiteError if it has been started already."""
@@ -362,6 +368,17 @@ class Sealed:
     def open(self) -> Any:
         """The value. Runs the user's code (unpickling)."""
         return self._unpack(self.parcel)
+
+
+def _null(_value: Any) -> None:
+    """What stands in argsStr for an object."""
+
+
+def _json_or_null(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=_null))
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _moment(seconds: Optional[float]) -> Optional[str]:

@@ -15,8 +15,8 @@ class StepNode:
     def __init__(self, name: str, step: Optional[Step]) -> None:
         self._name = name
         self.step = step
-        self._children: List[StepNode] = []
-        self._parents: List[StepNode] = []
+        self._children: Dict[str, StepNode] = {}  # by name, so that an edge is there once
+        self._parents: Dict[str, StepNode] = {}
 
     def getName(self) -> str:
         """The step's id as text; 'PROTOCOL' for the root."""
@@ -26,19 +26,25 @@ class StepNode:
         """What to write into the node."""
         return self._name if self.step is None else str(self.step)
 
-    def getChilds(self) -> List[StepNode]:
+    def getChildren(self) -> List[StepNode]:
         """The nodes of the steps that wait for this one."""
-        return list(self._children)
+        return list(self._children.values())
+
+    getChilds = getChildren  # its name before Scipion 3.9
+
+    def getParent(self) -> Optional[StepNode]:
+        """The first of its parents; None in the root."""
+        return next(iter(self._parents.values()), None)
 
     def getParents(self) -> List[StepNode]:
         """The nodes of its prerequisites; the root for a step that has none."""
-        return list(self._parents)
+        return list(self._parents.values())
 
     def addChild(self, *nodes: StepNode) -> None:
         """Add an edge to each of these."""
         for node in nodes:
-            self._children.append(node)
-            node._parents.append(self)
+            self._children[node._name] = node
+            node._parents[self._name] = self
 
     def isRoot(self) -> bool:
         """Whether nothing comes before it."""
@@ -74,6 +80,10 @@ class StepsGraph:
     def getNodes(self) -> List[StepNode]:
         """All nodes, the root first, then by id."""
         return list(self._nodes.values())
+
+    def getRootNodes(self) -> List[StepNode]:
+        """The nodes without parents: the root alone."""
+        return [node for node in self._nodes.values() if node.isRoot()]
 
     def getNodeNames(self) -> List[str]:
         """Their names."""

@@ -27,7 +27,7 @@ def _descriptors() -> List[str]:
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
         except OSError:
             continue  # the one that listed them
-    return sorted(t for t in found if not t.startswith(("/dev/", "/proc/")))
+    return sorted(t for t in found if not t.startswith(("/dev/", "/proc/")) and not t.endswith(".ttf"))
 
 
 def _threads() -> Set[str]:

@@ -80,7 +80,8 @@ def test_worker_processes_change_no_result(micrographs):
 
 
 def test_steps_wait_for_nothing_but_what_they_need(micrographs):
-    """Spectra and picking wait for nothing, a fit for its micrograph's spectra, the output for fits and picks."""
+    """Spectra and picking wait for nothing, a fit for its micrograph's spectra, pictures for what they show, the
+    output for all but the spectra."""
     prot = demo(micrographs)
     prot._insertAllSteps()
     steps = {step.getObjId(): step for step in prot.getSteps()}
@@ -89,10 +90,15 @@ def test_steps_wait_for_nothing_but_what_they_need(micrographs):
 
     for i, name in names.items():
         needed = {names[p] for p in needs[i]}
-        expected = {"fitCtfStep": {"tileSpectraStep"}, "createOutputStep": {"fitCtfStep", "pickTileStep"}}
+        expected = {
+            "fitCtfStep": {"tileSpectraStep"},
+            "drawSpectrumStep": {"fitCtfStep"},
+            "drawPicksStep": {"pickTileStep"},
+            "createOutputStep": {"fitCtfStep", "pickTileStep", "drawSpectrumStep", "drawPicksStep"},
+        }
         assert needed == expected.get(name, set())
     assert list(names.values()).count("fitCtfStep") == 2
-    assert needs[max(needs)] == [i for i, name in names.items() if name in ("fitCtfStep", "pickTileStep")]
+    assert needs[max(needs)] == [i for i, name in names.items() if name not in ("tileSpectraStep", "createOutputStep")]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,23 @@ def test_the_coordinators_last_look_sees_messages_and_room(ends: Setup) -> None:
     assert coordinator.has_work()
 
 
+def test_pumping_a_part_wakes_the_worker(ends: Setup) -> None:
+    """Also when not all of it fits: the worker, asleep on an empty ring, must take it for the rest to get room."""
+    lane, _, coordinator, worker = ends
+    assert not coordinator.send.begin(bytes(10_000))
+    worker.receive.drain()
+    lane.bell.clear()
+    worker.sleeper.prepare()
+    assert not worker.receive.pending()
+    assert not coordinator.pump()
+    assert worker.receive.pending()
+    assert worker.sleeper.sleep(0)
+    worker.sleeper.awake()
+    worker.receive.drain()
+    assert coordinator.pump()
+    assert worker.receive.drain() == [bytes(10_000)]
+
+
 # ------------------------------------------------------------------------------------------------------ two processes
 class Worker:
     """A forked worker that sends back what it gets, until an empty message; and the coordinator's loop for it."""

@@ -4,9 +4,9 @@
 event                     commands that may answer it
 ========================  ====================================================================
 StepAdded                 Dispatch, Closed (skipped at once: a prerequisite has failed)
-PrerequisitesAdded        Closed
+PrerequisitesAdded        Closed (skipped at once), Dispatch (all of them have finished; what it kept back)
 StepReleased              Dispatch
-StepHeld                  --
+StepHeld                  Dispatch (what it kept back)
 StepRestored              Dispatch
 WorkerReady               Dispatch
 StepsFinished             Closed, Dispatch
@@ -17,7 +17,9 @@ WorkerLost                Closed, Retry, Dispatch, Revoke
 StopRequested             Revoke
 ========================  ====================================================================
 
-Every `Dispatch` to an empty lane, and every answer that leaves steps in a lane, is followed by `Running`.
+Every `Dispatch` to an empty lane is followed by `Running`; so is, first of all, every answer that leaves steps in a
+lane. Releasing or holding a step that was skipped, or adding prerequisites to it, changes nothing: who does so need not
+know that a prerequisite has failed.
 Each `Dispatch(worker, steps)` is answered, for each of its steps, by exactly one of StepsFinished, StepFailed,
 StepInteractive, StepsReturned or WorkerLost.
 """

@@ -15,7 +15,7 @@ _Dependants = Union[None, int, List[int]]
 class Graph:
     """Counts, for every step, the prerequisites that have not finished.
 
-    Invariant: `missing(s)` is the number of edges p -> s whose p has not been `close()`d.
+    Invariant: `missing(s)` is the number of edges p -> s whose p has not been `finish()`ed.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,10 @@ class Graph:
     def grow(self, step: int) -> None:
         """Make room for ids up to `step`."""
         short = step + 1 - len(self._missing)
-        if short > 0:
+        if short == 1:
+            self._missing.append(0)
+            self._dependants.append(None)
+        elif short > 0:
             self._missing.extend([0] * short)
             self._dependants.extend([None] * short)
 
@@ -62,42 +65,51 @@ class Graph:
         return (found,) if isinstance(found, int) else found
 
     def close(self, step: int) -> Sequence[int]:
-        """Forget `step` and return those that waited for it; the caller counts them down with `met()`."""
+        """`step` will never finish: forget it and return those that waited for it. They go on missing it."""
         found = self.dependants(step)
         self._dependants[step] = None
         return found
 
-    def met(self, step: int) -> bool:
-        """One prerequisite of `step` has finished: was it the last?"""
-        left = self._missing[step] - 1
-        self._missing[step] = left
-        return left == 0
+    def finish(self, steps: Sequence[int]) -> List[int]:
+        """`steps` have finished; returns those for which they were the last that was missing, in order."""
+        missing, dependants = self._missing, self._dependants
+        free: List[int] = []
+        for step in steps:
+            found = dependants[step]
+            if found is None:
+                continue
+            dependants[step] = None
+            for d in (found,) if isinstance(found, int) else found:
+                left = missing[d] - 1
+                missing[d] = left
+                if not left:
+                    free.append(d)
+        return free
 
-    def would_close_cycle(self, step: int, prerequisite: int) -> Optional[List[int]]:
-        """The cycle that the edge `prerequisite` -> `step` would close, as ids from `step` back to `step`, or None.
+    def find_cycle_through(self, step: int, prerequisites: Sequence[int]) -> Optional[List[int]]:
+        """A cycle that an edge from one of `prerequisites` to `step` would close, or None; one walk for all of them.
 
-        Steps inserted in order can only point back, so that the search is needed for edges that point forward, and
-        once there are such edges.
+        As ids from `step` back to `step`, each waits for the next. Steps inserted in order can only point back, so
+        that the walk is needed for edges that point forward, and once there are such edges.
         """
-        if step == prerequisite:
+        if step in prerequisites:
             return [step, step]
-        if prerequisite < step and not self._has_forward_edges:
+        if not self._has_forward_edges and all(p < step for p in prerequisites):
             return None
-        came_from: Dict[int, int] = {}
-        seen: Set[int] = {step}
+        wanted = set(prerequisites)
+        came_from: Dict[int, int] = {step: step}
         todo = [step]
         while todo:
             here = todo.pop()
             for d in self.dependants(here):
-                if d in seen:
+                if d in came_from:
                     continue
-                seen.add(d)
                 came_from[d] = here
-                if d == prerequisite:
+                if d in wanted:
                     path = [step, d]
-                    while came_from[path[-1]] != step:
+                    while path[-1] != step:
                         path.append(came_from[path[-1]])
-                    return [*path, step]
+                    return path
                 todo.append(d)
         return None
 

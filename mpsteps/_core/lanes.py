@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.register import Register
@@ -51,9 +51,9 @@ class _Lane:
 class Lanes:
     """The ready steps, the lanes, the slots.
 
-    Invariants: a step is in flight if and only if it is in exactly one lane. A READY step is in the queue of its
-    demand; a queue may also hold steps that have left READY since: they are passed over when they are met. A lane that
-    is not empty holds one CPU slot (under minus the worker's id), or its only step holds what it demands.
+    Invariants: a step is in flight if and only if it is in exactly one lane. A READY step stands once in the queue of
+    its demand; other steps in a queue are `_withdrawn`: they are passed over when they are met. A lane that is not
+    empty holds one CPU slot (under minus the worker's id), or its only step holds what it demands.
     """
 
     def __init__(self, register: Register, slots: SlotPool) -> None:
@@ -63,6 +63,7 @@ class Lanes:
         self._plain: Deque[int] = deque()  # PLAIN steps, oldest first
         self._special: Dict[Demand, Deque[Tuple[int, int]]] = {}  # all others: demand -> (turn, step), oldest first
         self._heads: List[Tuple[int, Demand]] = []  # heap; has the turn of the first step of each queue in `_special`
+        self._withdrawn: Set[int] = set()
         self._last_turn = 0
         self._first_turn = 0  # steps that come back get turns below those of all others
         self._mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
@@ -104,7 +105,10 @@ class Lanes:
         return left
 
     def join(self, step: int) -> None:
-        """A step has become READY: it waits behind all others."""
+        """A step has become READY: it waits behind all others, or where it stood when it was withdrawn."""
+        if step in self._withdrawn:
+            self._withdrawn.remove(step)
+            return
         demand = self._register.demands.get(step)
         if demand is None:
             self._plain.append(step)
@@ -126,8 +130,15 @@ class Lanes:
         self._special.setdefault(demand, deque()).appendleft((self._first_turn, step))
         heapq.heappush(self._heads, (self._first_turn, demand))
 
+    def withdraw(self, step: int) -> None:
+        """A step that was READY is not, though nobody has run it."""
+        self._withdrawn.add(step)
+
     def leave(self, worker: int, steps: Sequence[int], commands: List[Command]) -> None:
-        """`worker` has answered for `steps` (at least one). InternalError, and nothing changed, if it was not sent one of them."""
+        """`worker` has answered for `steps` (at least one).
+
+        InternalError, and nothing changed, if it was not sent one of them.
+        """
         lane = self._lanes.get(worker)
         if lane is None:
             raise InternalError(f"no worker {worker}: {self._register.story(steps[0])}")
@@ -206,6 +217,8 @@ class Lanes:
                     passed.append(heapq.heappop(heads))
                     continue
                 self._send(worker, step, demand, commands)
+            else:
+                self._withdrawn.discard(step)
             self._next_in(queue, demand)
         for entry in passed:
             heapq.heappush(heads, entry)
@@ -285,13 +298,11 @@ class Lanes:
                     break
                 else:
                     work += expected
-                # Moved at once: the step may stand in the queue twice.
-                statuses[step] = _DISPATCHED
                 length += 1
                 sent.append(step)
+            else:
+                self._withdrawn.discard(step)
             ready.popleft()
-        for step in sent:
-            statuses[step] = _READY
         lane.expected = work
         self._register.move_all(sent, Cause.ASSIGNED)
         lane.steps.extend(sent)
@@ -301,10 +312,12 @@ class Lanes:
         """Work out when it will be worth while to look at the lanes again."""
         ready, statuses = self._plain, self._register.statuses
         while ready and statuses[ready[0]] != _READY:
-            ready.popleft()
+            self._withdrawn.discard(ready.popleft())
         self._stirred = not ready
+        if not ready:
+            return
         self._enough = _NEVER
-        expected = self._mean.get(self._register.functions[ready[0]]) if ready else None
+        expected = self._mean.get(self._register.functions[ready[0]])
         if expected is not None:
             room = [len(lane.steps) for _, _, lane in lanes if lane.steps and lane.expected + expected <= LANE_SECONDS]
             if room and 2 * min(room) <= LANE_DEPTH:
@@ -318,7 +331,7 @@ class Lanes:
         in_lanes = [s for lane in self._lanes.values() for s in lane.steps]
         assert len(in_lanes) == len(set(in_lanes)), "a step is in two lanes"
         assert set(in_lanes) == {s for s in range(1, len(statuses)) if statuses[s] in IN_FLIGHT}
-        holders = {s for s in self._lanes[LOCAL].steps}
+        holders = set(self._lanes[LOCAL].steps)
         for worker, lane in self._lanes.items():
             running = [s for s in lane.steps if statuses[s] == _RUNNING]
             assert running == list(lane.steps if worker == LOCAL else list(lane.steps)[:1]), f"lane {worker}: {running}"
@@ -327,37 +340,37 @@ class Lanes:
                 holders.add(lane.steps[0] if lane.alone else -worker)
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
-        waiting = set(self._plain) | {s for queue in self._special.values() for _, s in queue}
-        unseen = [s for s in range(1, len(statuses)) if statuses[s] == _READY and s not in waiting]
-        assert not unseen, f"steps {unseen} are ready and nobody will hand them out"
+        waiting = [*self._plain, *(s for queue in self._special.values() for _, s in queue)]
+        ready = {s for s in range(1, len(statuses)) if statuses[s] == _READY}
+        assert len(waiting) == len(set(waiting)), "a step waits twice"
+        assert ready <= set(waiting), f"steps {ready - set(waiting)} are ready and nobody will hand them out"
+        assert self._withdrawn == set(waiting) - ready, f"withdrawn: {self._withdrawn}, not {set(waiting) - ready}"
         assert {(q[0][0], d) for d, q in self._special.items()} <= set(self._heads), "a queue will never be looked at"
-        assert stopping or self._startable() is None, f"step {self._startable()} could be handed out and is not"
+        if not stopping and not self._is_reserved():
+            head = next((s for s in self._plain if statuses[s] == _READY), None)
+            lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and not lane.alone]
+            if head is not None:
+                idle = self.slots.free["cpus"] > 0 and not all(lane.steps for lane in lanes)
+                assert not idle, f"step {head} could be handed out and is not"
+                room = any(self._has_room(lane, head, len(lanes)) for lane in lanes)
+                assert not room or self._stirred or self._open_steps() >= self._enough, "room would be overlooked"
 
-    def _startable(self) -> Optional[int]:
-        """A step that could be handed out now, found without the shortcuts of `assign`."""
-        statuses, functions = self._register.statuses, self._register.functions
-        special = sorted((turn, s, d) for d, q in self._special.items() for turn, s in q if statuses[s] == _READY)
-        for _, step, demand in special:
-            worker, reserved = self._place_for(demand)
-            if reserved:
-                return None
-            if worker is not None:
-                return step
-        head = next((s for s in self._plain if statuses[s] == _READY), None)
-        lanes = [lane for w, lane in self._lanes.items() if w != LOCAL and not lane.alone]
-        if head is None:
-            return None
-        expected = self._mean.get(functions[head])
-        for lane in lanes:
-            if not lane.steps:
-                takes = self.slots.free["cpus"] > 0
-            else:
-                fits = expected is not None and lane.expected + expected <= LANE_SECONDS
-                depth = self._depth(len(lanes))
-                takes = fits and len(lane.steps) * 2 <= depth and len(lane.steps) < depth
-            if takes:
-                return head
-        return None
+    def _is_reserved(self) -> bool:
+        """Whether a step with a demand of its own waits for what is freed next; that it can have nothing is checked."""
+        statuses = self._register.statuses
+        for _, step, demand in sorted((turn, s, d) for d, queue in self._special.items() for turn, s in queue):
+            if statuses[step] == _READY:
+                worker, reserved = self._place_for(demand)
+                assert worker is None, f"step {step} could be handed out and is not"
+                if reserved:
+                    return True
+        return False
+
+    def _has_room(self, lane: _Lane, step: int, workers: int) -> bool:
+        """Whether `step` may go behind the others in a lane that is not empty."""
+        expected, depth = self._mean.get(self._register.functions[step]), self._depth(workers)
+        short = expected is not None and lane.expected + expected <= LANE_SECONDS
+        return bool(lane.steps) and short and 2 * len(lane.steps) <= depth
 
 
 def _by_length(entry: Tuple[int, int, _Lane]) -> int:

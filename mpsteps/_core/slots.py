@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from mpsteps._core.steps import Demand
+from mpsteps._core.steps import PLAIN, Demand
+from mpsteps.errors import InternalError
+
+_Amounts = Tuple[Tuple[str, int], ...]
 
 
 class SlotPool:
     """CPU, memory and named slots by amount, graphics cards one by one.
 
-    Worker slots are not counted here by worker: an ordinary step holds one CPU slot because it occupies one worker;
+    Worker slots are not counted here by worker: an ordinary lane holds one CPU slot because it occupies one worker;
     this pool counts the sum, so that a step of several CPUs leaves other workers idle while it runs.
-    Invariant: for every kind, `free[kind] + sum(held by steps) == total[kind]`.
+    Invariant: for every kind, `free[kind] + sum(held) == total[kind]`.
     """
 
     def __init__(
-        self, cpus: int, memory: int = 0, gpus: Sequence[int] = (), tokens: Mapping[str, int] = {}  # noqa: B006
+        self, cpus: int, memory: int = 0, gpus: Sequence[int] = (), tokens: Optional[Mapping[str, int]] = None
     ) -> None:
-        self.total: Dict[str, int] = {"cpus": cpus, "memory": memory, **tokens}
+        self.total: Dict[str, int] = {"cpus": cpus, "memory": memory, **(tokens or {})}
         self.free: Dict[str, int] = dict(self.total)
         self.free_gpus: List[int] = list(gpus)
         self.all_gpus: Tuple[int, ...] = tuple(gpus)
-        self._held: Dict[int, Tuple[Tuple[Tuple[str, int], ...], Tuple[int, ...]]] = {}
+        self._held: Dict[int, Tuple[_Amounts, Tuple[int, ...]]] = {}
+        self._plain_amounts = self._work_out(PLAIN)
 
-    def _amounts(self, demand: Demand) -> Tuple[Tuple[str, int], ...]:
+    def _amounts(self, demand: Demand) -> _Amounts:
+        return self._plain_amounts if demand is PLAIN else self._work_out(demand)
+
+    def _work_out(self, demand: Demand) -> _Amounts:
         """What `demand` holds here: never more than there is in all, so that a large step runs alone, not never."""
-        wanted = [("cpus", 0 if demand.local else demand.cpus), ("memory", demand.memory), *demand.tokens]
-        return tuple((kind, min(n, self.total.get(kind, 0))) for kind, n in wanted if n and self.total.get(kind, 0))
+        wanted: Dict[str, int] = {}
+        for kind, n in (("cpus", 0 if demand.local else demand.cpus), ("memory", demand.memory), *demand.tokens):
+            wanted[kind] = wanted.get(kind, 0) + n
+        return tuple((kind, min(n, self.total[kind])) for kind, n in wanted.items() if n and self.total.get(kind))
 
     def _cards(self, demand: Demand) -> int:
         return min(demand.gpus, len(self.all_gpus))
@@ -45,28 +54,37 @@ class SlotPool:
                 return kind
         return ""
 
-    def take(self, step: int, demand: Demand) -> None:
-        """`step` holds its slots until `give(step)`."""
+    def take(self, holder: int, demand: Demand) -> None:
+        """`holder` (a step, or minus a worker) has what fits until `give(holder)`."""
+        if holder in self._held:
+            raise InternalError(f"holder {holder} is given slots twice")
         amounts = self._amounts(demand)
         for kind, n in amounts:
             self.free[kind] -= n
-        n_cards = self._cards(demand)
-        cards = tuple(self.free_gpus[:n_cards])
-        del self.free_gpus[:n_cards]
-        self._held[step] = (amounts, cards)
+        cards: Tuple[int, ...] = ()
+        if demand.gpus:
+            n_cards = self._cards(demand)
+            cards = tuple(self.free_gpus[:n_cards])
+            del self.free_gpus[:n_cards]
+        self._held[holder] = (amounts, cards)
 
-    def give(self, step: int) -> None:
-        """`step` holds nothing any more."""
-        amounts, cards = self._held.pop(step)
+    def give(self, holder: int) -> None:
+        """`holder` has nothing any more."""
+        amounts, cards = self._held.pop(holder)
         for kind, n in amounts:
             self.free[kind] += n
-        self.free_gpus.extend(cards)
-        self.free_gpus.sort(key=self.all_gpus.index)
+        if cards:
+            self.free_gpus.extend(cards)
+            self.free_gpus.sort(key=self.all_gpus.index)
 
     def gpus_of(self, step: int) -> Tuple[int, ...]:
         """The graphics cards that `step` holds."""
         held = self._held.get(step)
         return held[1] if held else ()
+
+    def holders(self) -> Set[int]:
+        """Who holds slots: steps, and minus the ids of workers with an ordinary lane."""
+        return set(self._held)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if slots were lost or made up."""

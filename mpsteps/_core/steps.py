@@ -49,8 +49,8 @@ class Cause(enum.IntEnum):
     AWAITS_USER = 14
 
 
-# (from, cause) -> to. Anything else is a bug and raises InternalError with the step's story. The state diagram of
-# docs/ARCHITECTURE.md is drawn from this table.
+# (from, cause) -> to. Anything else is a bug and raises InternalError with the step's story. docs/state-diagram.md is
+# drawn from this table; the simulator in tests/ walks every edge of it.
 TRANSITIONS: Dict[Tuple[Status, Cause], Status] = {
     (Status.UNKNOWN, Cause.ADDED): Status.BLOCKED,
     (Status.UNKNOWN, Cause.ADDED_HELD): Status.HELD,
@@ -61,7 +61,8 @@ TRANSITIONS: Dict[Tuple[Status, Cause], Status] = {
     (Status.READY, Cause.PREREQUISITE_ADDED): Status.BLOCKED,
     (Status.BLOCKED, Cause.PREREQUISITE_FAILED): Status.SKIPPED,
     (Status.HELD, Cause.PREREQUISITE_FAILED): Status.SKIPPED,
-    (Status.READY, Cause.PREREQUISITE_FAILED): Status.SKIPPED,
+    (Status.SKIPPED, Cause.RELEASED): Status.SKIPPED,  # who holds and releases steps need not know that it failed
+    (Status.SKIPPED, Cause.HELD_AGAIN): Status.SKIPPED,
     (Status.BLOCKED, Cause.RESTORED): Status.FINISHED,
     (Status.READY, Cause.RESTORED): Status.FINISHED,
     (Status.HELD, Cause.RESTORED): Status.FINISHED,
@@ -73,7 +74,6 @@ TRANSITIONS: Dict[Tuple[Status, Cause], Status] = {
     (Status.RUNNING, Cause.SUCCEEDED): Status.FINISHED,
     (Status.DISPATCHED, Cause.FAILED): Status.FAILED,
     (Status.RUNNING, Cause.FAILED): Status.FAILED,
-    (Status.DISPATCHED, Cause.RETRIED): Status.READY,
     (Status.RUNNING, Cause.RETRIED): Status.READY,
     (Status.DISPATCHED, Cause.AWAITS_USER): Status.INTERACTIVE,
     (Status.RUNNING, Cause.AWAITS_USER): Status.INTERACTIVE,

@@ -35,8 +35,8 @@ _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
 class CoordinatorEnd:
     """The coordinator's side of a lane; its thread only. `send` and `receive` are the rings, `wake` wakes the worker.
 
-    The coordinator never blocks on a lane: it puts (`send.begin`) what there is room for, wakes the worker, and pumps
-    (`send.pump`) the rest when its own bell rings. It stores one word of its own: `revoked`.
+    The coordinator never blocks on a lane: it puts (`send.begin`) what there is room for, wakes the worker, and sends
+    the rest (`pump`) when its own bell rings. It stores one word of its own: `revoked`.
     """
 
     def __init__(self, lane: Lane, ordered: bool) -> None:
@@ -47,6 +47,16 @@ class CoordinatorEnd:
         self.send = RingWriter(request, ordered)
         self.receive = RingReader(reply, lane.bell.ring, ordered)
         self.wake = Waker(self._words, _ASLEEP, lane.bell, ordered)
+
+    def pump(self) -> bool:
+        """Send more of what waits to be sent, and wake the worker; whether nothing is left.
+
+        The wake-up is due also when something is left: the part that went out is for the worker to take, which makes
+        the room for the rest.
+        """
+        done = self.send.pump()
+        self.wake.wake()
+        return done
 
     def has_work(self) -> bool:
         """Whether there is something to receive, or room for more of what waits to be sent.

@@ -144,7 +144,7 @@ def _reserve(fd: int, size: int) -> None:
 
 def _seal(fd: int) -> None:
     """Fix the size for good. A plain temporary file knows no seals: it has no name by which anyone could reach it."""
-    if sys.platform == "win32" or not sys.platform.startswith("linux"):
+    if platform.system() != "Linux":
         return
     try:
         fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)

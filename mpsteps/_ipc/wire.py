@@ -32,6 +32,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import cloudpickle
 
+from mpsteps.errors import SerializationError
+
 STOP, SETUP, FUNCTION, ANSWER = 1, 2, 3, 4
 RETURNED, READY, UNFIT, REQUEST = 11, 12, 13, 14
 
@@ -39,6 +41,10 @@ _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)
 _MAX_TEXT = 20_000
 """Messages of exceptions and tracebacks are cut to this many characters: the middle is left out."""
+_MAX_EXCEPTION = 32 << 20
+"""Bytes of an exception that travels as an object; of a larger one (it carries its data) only the text does."""
+_MAX_PARCEL = 2**31 - 1
+"""Bytes that marshal can write as one object, and so the longest parcel."""
 
 encode: Callable[[List[Tuple[Any, ...]]], bytes] = marshal.dumps
 decode: Callable[[bytes], List[Tuple[Any, ...]]] = marshal.loads
@@ -55,26 +61,41 @@ def is_plain(value: Any, depth: int = 4) -> bool:
     if not depth:
         return False
     if kind is tuple or kind is list:
-        return all(type(v) in _ATOMS or is_plain(v, depth - 1) for v in value)
+        for v in value:
+            if type(v) not in _ATOMS and not is_plain(v, depth - 1):
+                return False
+        return True
     if kind is dict:
         return all(type(k) in _ATOMS and is_plain(v, depth - 1) for k, v in value.items())
     return False
 
 
 def pack(value: Any, anchor: Any = None) -> bytes:
-    """A parcel: one byte that names the writer, then what it wrote. Raises what cloudpickle raises.
+    """A parcel: one byte that names the writer, then what it wrote. Raises what cloudpickle raises, and
+    SerializationError for what takes 2 GiB or more.
 
     `anchor`: an object that both sides have (the protocol). It travels as a reference, so that a bound method or a
     lambda that uses `self` means the receiver's protocol and not a copy, whose changes would be lost.
     """
     if is_plain(value):
-        return b"m" + marshal.dumps(value)
-    if anchor is None:
-        return b"p" + cloudpickle.dumps(value, protocol=_PROTOCOL)
-    buffer = io.BytesIO()
-    buffer.write(b"p")
-    _AnchoredPickler(buffer, anchor).dump(value)
-    return buffer.getvalue()
+        try:
+            parcel = b"m" + marshal.dumps(value)
+        except ValueError:  # a text or bytes of 2 GiB
+            raise _too_large() from None
+    elif anchor is None:
+        parcel = b"p" + cloudpickle.dumps(value, protocol=_PROTOCOL)
+    else:
+        buffer = io.BytesIO()
+        buffer.write(b"p")
+        _AnchoredPickler(buffer, anchor).dump(value)
+        parcel = buffer.getvalue()
+    if len(parcel) > _MAX_PARCEL:
+        raise _too_large()
+    return parcel
+
+
+def _too_large() -> SerializationError:
+    return SerializationError("it takes 2 GiB or more: write it to a file and pass the path")
 
 
 def unpack(parcel: bytes, anchor: Any = None) -> Any:
@@ -141,7 +162,8 @@ class Failure(NamedTuple):
 
 
 def describe(error: BaseException, kind: str = "exception", part: str = "") -> Failure:
-    """A Failure for an exception that is being handled: text always, the object where it survives a round trip.
+    """A Failure for an exception that is being handled: text always, the object where it survives a round trip. Never
+    raises, whatever the exception's own methods do.
 
     The caller's own frame, which is at the top of the traceback and says nothing to a user, is taken off.
     """
@@ -158,43 +180,85 @@ def describe(error: BaseException, kind: str = "exception", part: str = "") -> F
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as Python prints it; never raises."""
-    try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except BaseException as problem:  # an evil __str__, a cyclic cause, a recursion limit: say so, never fail
-        return f"{_type_name(error)} (its traceback cannot be formatted: {_type_name(problem)})"
+    """The traceback as Python prints it, or as much of it as can be had; never raises."""
+    for chain in (True, False):  # without the causes where there are thousands of them, or one of them is evil
+        try:
+            return "".join(traceback.format_exception(type(error), error, error.__traceback__, chain=chain))
+        except BaseException as problem:
+            why = _type_name(problem)
+    return f"{_type_name(error)} (its traceback cannot be formatted: {why})"
 
 
 def pack_exception(error: BaseException) -> Optional[bytes]:
-    """The exception with its traceback, checked to load again here; without attributes' state if that is what
-    hinders it; None when nothing helps."""
+    """The exception with its traceback and causes, checked to load again here; else without causes and without what
+    cannot travel of its attributes and arguments; else None: the text has to do."""
     try:
         from tblib import pickling_support
 
         pickling_support.install(error)
-        parcel = pack(error)
-        if isinstance(unpack(parcel), type(error)):
-            return parcel
-    except BaseException:
-        return _pack_bare_exception(error)
-    return None
+        parcel = _pack_checked(error, type(error))
+    except BaseException:  # a chain of causes that is too deep to follow
+        parcel = None
+    return parcel or _pack_checked(_Bare(error), type(error)) or _pack_checked(_Bare(error, False), type(error))
 
 
-def _pack_bare_exception(error: BaseException) -> Optional[bytes]:
-    """The exception rebuilt from type and args alone, for those that carry a lock or a 3000-deep chain of causes."""
+def _pack_checked(what: Any, cls: type) -> Optional[bytes]:
     try:
-        bare = type(error)(*error.args)
-        parcel = pack(bare)
-        return parcel if isinstance(unpack(parcel), type(error)) else None
-    except BaseException:
+        parcel = pack(what)
+        return parcel if len(parcel) <= _MAX_EXCEPTION and type(unpack(parcel)) is cls else None
+    except BaseException:  # a lock among its attributes, an __init__ of its own, a __reduce__ that raises SystemExit
         return None
+
+
+class _Bare:
+    """Is pickled in place of an exception, and loads as one: class, arguments, attributes, traceback, no causes.
+
+    It is made by `__new__`, so that an `__init__` that wants other arguments than `args` does not matter.
+    """
+
+    def __init__(self, error: BaseException, with_traceback: bool = True) -> None:
+        self._error = error
+        self._with_traceback = with_traceback
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        error = self._error
+        args = tuple(a if _travels(a) else _Gone(a) for a in error.args)
+        attributes = {k: v for k, v in vars(error).items() if _travels(v)}
+        return _rebuild, (type(error), args, attributes, error.__traceback__ if self._with_traceback else None)
+
+
+class _Gone:
+    """Stands for an argument of an exception that could not travel."""
+
+    def __init__(self, value: Any) -> None:
+        self._name = type(value).__name__
+
+    def __repr__(self) -> str:
+        return f"<{self._name} that could not travel>"
+
+
+def _travels(value: Any) -> bool:
+    try:
+        unpack(pack(value))
+    except BaseException:
+        return False
+    return True
+
+
+def _rebuild(cls: type, args: Tuple[Any, ...], attributes: Dict[str, Any], tb: Any) -> Any:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error.with_traceback(tb)
 
 
 def _type_name(error: BaseException) -> str:
     cls = type(error)
-    module = getattr(cls, "__module__", "")
-    name = getattr(cls, "__qualname__", cls.__name__)
-    return name if module in ("builtins", "__main__") else f"{module}.{name}"
+    try:
+        module, name = str(cls.__module__), str(cls.__qualname__)
+    except BaseException:  # a metaclass of its own
+        module, name = "builtins", type.__getattribute__(cls, "__name__")
+    return _encodable(name if module in ("builtins", "__main__") else f"{module}.{name}")
 
 
 def _safe_str(error: BaseException) -> str:
@@ -205,11 +269,15 @@ def _safe_str(error: BaseException) -> str:
 
 
 def _shorten(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(text) <= _MAX_TEXT:
-        return text
-    half = _MAX_TEXT // 2
-    return f"{text[:half]}\n... {len(text) - _MAX_TEXT} characters left out ...\n{text[-half:]}"
+    if len(text) > _MAX_TEXT:
+        half = _MAX_TEXT // 2
+        text = f"{text[:half]}\n... {len(text) - _MAX_TEXT} characters left out ...\n{text[-half:]}"
+    return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    """A plain str that can be written anywhere: what is no UTF-8 (file names, say) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def what_cannot_travel(args: Sequence[Any], kwargs: Dict[str, Any], anchor: Any = None) -> str:

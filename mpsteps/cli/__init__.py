@@ -2,8 +2,8 @@
 
 ::
 
-    main ── arguments ──▶ running (run, resume, demo) ──▶ _targets, run, progress
-                     └──▶ forms, steps                ──▶ _targets, the journal
+    main ── arguments ──▶ running (run, resume, demo) ── building ──▶ _targets, run, progress
+                     └──▶ forms, steps ── building, history ────────▶ _targets, the journal
 
 Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 finished, 1 a step or the protocol failed, 2
 usage or validation, 130 Ctrl-C. (SIGTERM ends the process as it ends any other: a shell reports 143.)

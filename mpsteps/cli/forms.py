@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from mpsteps._elements import ElementGroup, FormElement
 from mpsteps._targets import load_target
 from mpsteps.cli import output
-from mpsteps.cli.running import make_protocol
+from mpsteps.cli.building import make_protocol
 from mpsteps.form import Form
 from mpsteps.params import EnumParam, LabelParam, Param
 from mpsteps.protocol import Protocol
@@ -128,8 +128,14 @@ def _entry_lines(entry: _Entry, columns: List[int], width: int) -> Iterator[str]
     if isinstance(param, LabelParam):
         yield from _wrapped(" ".join(filter(None, (param.getLabel(), param.getHelp()))), 2, width)
         return
-    line = f"  {param.name.ljust(columns[0])}  {entry.type.ljust(columns[1])}  default: {entry.default_text}"
-    yield line + ("  (expert)" if param.isExpert() else "")
+    line = f"  {param.name.ljust(columns[0])}  {entry.type.ljust(columns[1])}"
+    default = f"default: {entry.default_text}"
+    expert = "  (expert)" if param.isExpert() else ""
+    if len(line) + 2 + len(default) + len(expert) <= width:
+        yield f"{line}  {default}{expert}"
+    else:
+        yield (line + expert).rstrip()
+        yield from _wrapped(default, 6, width)
     text = _sentence(param)
     if text:
         yield from _wrapped(text, 6, width)
@@ -150,6 +156,3 @@ def _sentence(param: FormElement) -> str:
 def _wrapped(text: str, indent: int, width: int) -> List[str]:
     space = " " * indent
     return textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space, break_long_words=False)
-
-
-

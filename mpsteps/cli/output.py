@@ -16,14 +16,24 @@ class OutputError(MpstepsError):
 
 
 def make_robust() -> None:
-    """Names of files need not be UTF-8, and the terminal need not show all of Unicode: such characters are escaped."""
+    """Prepare the standard streams for what users and their systems do to them.
+
+    A descriptor that is closed (`2>&-`) gets /dev/null: otherwise the next file that is opened would take its number,
+    and workers would write their output there. Characters that a stream's encoding has not (names of files need not be
+    UTF-8) are escaped.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # it is closed; open() takes the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def put(text: str) -> None:
-    """Write a result and a line end to stdout. That nobody reads on (`| head -1`) is no error; OutputError for others."""
+    """Write a result and a line end to stdout. That nobody reads on (`| head -1`) is no error; others: OutputError."""
     stream = sys.stdout
     if stream is None:  # closed by who started us: no result is wanted
         return
@@ -39,6 +49,8 @@ def put(text: str) -> None:
 
 def note(text: str) -> None:
     """Write a line to stderr, if there is somebody to read it."""
+    if sys.stderr is None:  # print would take stdout
+        return
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # closed: there is no better place to say so
@@ -46,12 +58,13 @@ def note(text: str) -> None:
 
 
 def finish() -> None:
-    """Write out what Python has kept back, so that it does not fail at exit."""
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:  # `put` has told already; what argparse wrote is help, which nobody reads on
-            _drop(sys.stdout)
+    """Write out what Python has kept back, so that it does not fail, and change the exit code, at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:  # results were written by `put`, which has told; the rest is notes and help
+                _drop(stream)
 
 
 def _drop(stream: TextIO) -> None:
@@ -72,29 +85,14 @@ def users_output_aside() -> Iterator[None]:
     """
     if sys.stdout is not None:
         sys.stdout.flush()
-    kept = _redirect()
+    kept = os.dup(1)
+    os.dup2(2, 1)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        if kept is not None:
-            os.dup2(kept, 1)
-            os.close(kept)
-
-
-def _redirect() -> int | None:
-    """Let descriptor 1 be what 2 is; returns a copy of what 1 was, None if it is closed."""
-    try:
-        kept = os.dup(1)
-    except OSError:
-        return None
-    try:
-        os.dup2(2, 1)
-    except OSError:  # 2 is closed
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-    return kept
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int], elastic: int, width: int) -> str:

@@ -139,7 +139,7 @@ def _summary(args: Any, history: RunHistory, alive: bool) -> Iterator[str]:
     counts = Counter(_status(step, alive) for step in history.steps.values())
     told = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     name = history.sessions[-1].get("class") if history.sessions else "run"
-    yield f"{name} {_run_status(history, alive)}: {_count(len(history.steps), 'step')}{': ' if told else ''}{told}"
+    yield f"{name} {_run_status(history, alive)}, {_count(len(history.steps), 'step')}{': ' if told else ''}{told}"
     failed = sum(counts[status] for status in _FAILED)
     if failed and not args.failed:
         yield f"why they failed: mpsteps steps {args.run} --failed"

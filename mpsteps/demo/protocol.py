@@ -1,7 +1,8 @@
 """`ProtDemo`: defocus estimation and particle picking, as a parallel protocol. The example to copy from.
 
 For each micrograph the spectra of its tiles are computed in parallel, band by band; a step that waits for all bands
-fits the CTF; meanwhile particles are picked tile by tile; one last step waits for everything and writes the output.
+fits the CTF; meanwhile particles are picked tile by tile; two steps draw what was found; one last step waits for
+everything and writes the output.
 
 Steps share data in two ways, and both are shown here. Arrays go through files in the run directory. Small results are
 written to attributes of the protocol (`self.ctf`, `self.picks`): mpsteps carries them home from the worker process,
@@ -108,7 +109,7 @@ class ProtDemo(Protocol):
         picking and the output run again."""
         self.inputs = self._listMicrographs()  # files that arrive later belong to a later run
         lastSteps = []
-        for mic in self.inputs:
+        for i, mic in enumerate(self.inputs):
             info = self._info(mic)
             spectra = [self._insertFunctionStep(self.tileSpectraStep, mic, row, self.tileSize.get(),
                                                 prerequisites=[], needsGPU=False)
@@ -120,6 +121,11 @@ class ProtDemo(Protocol):
                                               self.pickingThreshold.get(), prerequisites=[], needsGPU=False)
                      for top, left in self._pickTiles(info)]
             lastSteps += [fit, *picks]
+            if i < MAX_PICTURES:
+                lastSteps += [
+                    self._insertFunctionStep(self.drawSpectrumStep, mic, prerequisites=fit, needsGPU=False),
+                    self._insertFunctionStep(self.drawPicksStep, mic, prerequisites=picks, needsGPU=False),
+                ]
         self._insertFunctionStep(self.createOutputStep, prerequisites=lastSteps, needsGPU=False)
 
     def tileSpectraStep(self, mic: str, row: int, tile: int) -> None:
@@ -143,8 +149,26 @@ class ProtDemo(Protocol):
         picks = picking.pick_tile(read_window(mic, *window), window, pixelSize, diameter, threshold)
         self.picks[_tileKey(mic, top, left)] = [list(pick) for pick in picks]
 
+    def drawSpectrumStep(self, mic: str) -> str:
+        """The picture of the spectrum with the fitted rings. Returns its path."""
+        from mpsteps.demo import figures  # only the steps that draw pay for matplotlib
+
+        path = self._picturePath(mic, "ctf")
+        fit, optics = ctf.CtfFit(**self.ctf[_micName(mic)]), ctf.Optics(*self._opticsArgs())
+        figures.draw_spectrum(path, self._meanSpectrum(mic), self._info(mic).pixel_size, optics, fit, _micName(mic))
+        return path
+
+    def drawPicksStep(self, mic: str) -> str:
+        """The picture of the micrograph with the particles. Returns its path."""
+        from mpsteps.demo import figures
+
+        path = self._picturePath(mic, "picks")
+        size, diameter = self._info(mic).pixel_size, self.particleDiameter.get()
+        figures.draw_picks(path, read_window(mic), size, self._mergedPicks(mic), diameter, _micName(mic))
+        return path
+
     def createOutputStep(self) -> list[str]:
-        """Merge the tiles' picks; write coordinates, defocus table and pictures. Returns the files' paths."""
+        """Merge the tiles' picks; write coordinates and the defocus table. Returns the paths of all outputs."""
         files = []
         rows = []
         for i, mic in enumerate(self.inputs):
@@ -159,7 +183,7 @@ class ProtDemo(Protocol):
                 "resolution": fit.resolution if math.isfinite(fit.resolution) else None, "particles": len(picks),
             })  # fmt: skip
             if i < MAX_PICTURES:
-                files += self._drawPictures(mic, fit, picks)
+                files += [self._picturePath(mic, "ctf"), self._picturePath(mic, "picks")]
         files.append(self._getPath("defocus.txt"))
         star.write_text(files[-1], format_defocus_table(rows) + "\n")
         self.defocusRows = rows
@@ -213,14 +237,8 @@ class ProtDemo(Protocol):
         distance = picking.MIN_DISTANCE * self.particleDiameter.get() / info.pixel_size
         return picking.merge_picks([picking.Pick(*pick) for tile in tiles for pick in tile], distance)
 
-    def _drawPictures(self, mic: str, fit: ctf.CtfFit, picks: list[picking.Pick]) -> list[str]:
-        from mpsteps.demo import figures  # only this step pays for matplotlib
-
-        name, info, optics = _micName(mic), self._info(mic), ctf.Optics(*self._opticsArgs())
-        rings, circles = self._getExtraPath(f"{name}_ctf.png"), self._getExtraPath(f"{name}_picks.png")
-        figures.draw_spectrum(rings, self._meanSpectrum(mic), info.pixel_size, optics, fit, name)
-        figures.draw_picks(circles, read_window(mic), info.pixel_size, picks, self.particleDiameter.get(), name)
-        return [rings, circles]
+    def _picturePath(self, mic: str, what: str) -> str:
+        return str(self._getExtraPath(f"{_micName(mic)}_{what}.png"))
 
 
 def format_defocus_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,107 @@
+"""Deliberate bugs in the pure core, to show that the tests would find them.
+
+A mutant is a line of one module of `mpsteps._core` and what stands there instead. `core_with` loads the modules again
+with that change, beside the real ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+MODULES = ("register", "graph", "slots", "lanes", "scheduler")  # in the order of their imports
+
+
+class Mutant(NamedTuple):
+    """`old`, which stands exactly once in `module`, becomes `new`."""
+
+    module: str
+    old: str
+    new: str
+
+
+MUTANTS: dict[str, Mutant] = {
+    "forgets to count down a prerequisite": Mutant(
+        "graph", "for d in (found,) if isinstance(found, int) else found:", "for d in () if isinstance(found, int) else found:"
+    ),
+    "counts only the first dependant down": Mutant(
+        "graph", "(found,) if isinstance(found, int) else found:\n                left", "(found,) if isinstance(found, int) else found[:1]:\n                left"
+    ),
+    "counts a prerequisite down twice": Mutant("graph", "left = missing[d] - 1", "left = max(0, missing[d] - 2)"),
+    "counts a prerequisite once that is named twice": Mutant(
+        "graph", "self._missing[step] += count", "self._missing[step] += len(set(prerequisites))"
+    ),
+    "waits for what has finished already": Mutant("scheduler", "if statuses[p] != _FINISHED:", "if True:"),
+    "does not wait for prerequisites added later": Mutant(
+        "scheduler", "self._move_from_ready(step, Cause.PREREQUISITE_ADDED)", "return"
+    ),
+    "lets a new step wait for one that has failed": Mutant("scheduler", "if statuses[p] in _LOST_CAUSE:", "if False:"),
+    "releases a dependant when its prerequisite failed": Mutant(
+        "scheduler", "self._skip(self._graph.close(step), step, commands)", "self._release_dependants((step,))"
+    ),
+    "skips only the next of a chain": Mutant("scheduler", "todo.extend(self._graph.close(s))", "self._graph.close(s)"),
+    "forgets the steps that wait for a failed one": Mutant(
+        "scheduler", "self._skip(self._graph.close(step), step, commands)", "pass"
+    ),
+    "blames a step that was only skipped": Mutant("scheduler", "self._blame.get(p, p), commands", "p, commands"),
+    "runs what is held": Mutant("scheduler", "if self._register.statuses[step] == _BLOCKED and", "if"),
+    "does not look at a released step": Mutant(
+        "scheduler", "Cause.RELEASED)\n        self._unblock(event.step)", "Cause.RELEASED)"
+    ),
+    "does not take a held step out of the queue": Mutant("scheduler", "self._lanes.withdraw(step)", "pass"),
+    "lets a restored step's dependants wait": Mutant(
+        "scheduler", "Cause.RESTORED)\n        self._release_dependants((event.step,))", "Cause.RESTORED)"
+    ),
+    "gives a slot twice": Mutant("slots", "self.free[kind] += n", "self.free[kind] += 2 * n"),
+    "never gives graphics cards back": Mutant("slots", "self.free_gpus.extend(cards)", "pass"),
+    "gives one card to two steps": Mutant("slots", "del self.free_gpus[:n_cards]", "pass"),
+    "does not look whether memory is free": Mutant("slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'),
+    "uses more CPUs than there are": Mutant("lanes", 'if not length and self.slots.free["cpus"] < 1:', "if False:"),
+    "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
+    "hands out a step twice": Mutant("lanes", "            ready.popleft()\n        lane.expected", "            ready.rotate(-1)\n        lane.expected"),
+    "queues a returned step twice": Mutant("lanes", "self._plain.appendleft(step)", "self._plain.extendleft((step, step))"),
+    "loses returned steps": Mutant("scheduler", "for step in reversed(event.steps):", "for step in event.steps[1:]:"),
+    "forgets to queue returned steps": Mutant("scheduler", "        self._lanes.rejoin(step)", "        pass"),
+    "sends behind a step that must be alone": Mutant("lanes", "lane.alone = worker != LOCAL", "lane.alone = False"),
+    "sends a special step to a busy worker": Mutant("lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"),
+    "runs a local step in a worker": Mutant("lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"),
+    "queues behind steps of unknown duration": Mutant("lanes", "elif expected is None or work", "elif expected is not None and work"),
+    "never looks at the lanes again": Mutant("lanes", "            self._stirred = True\n", "            pass\n"),
+    "looks at the lanes too late": Mutant("lanes", "(2 * min(room) - 1) * len(lanes) + 1  #", "2 * min(room) * len(lanes) + 9  #"),
+    "overlooks a queue of special steps": Mutant("lanes", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"),
+    "lets younger steps starve a large one": Mutant("lanes", 'lack in ("cpus", "memory")', "False"),
+    "keeps the lane of a dead worker": Mutant("lanes", "        del self._lanes[worker]\n", ""),
+    "forgets the victim of a lost worker": Mutant("scheduler", "if step == began:", "if False:"),
+    "makes victims of all steps of a lost worker": Mutant("scheduler", "if step == began:", "if True:"),
+    "tries once too often": Mutant("scheduler", "failed <= self._register", "failed - 1 <= self._register"),
+    "never tries again": Mutant("scheduler", "failed <= self._register", "failed < self._register"),
+    "tries again what is final": Mutant("scheduler", "if not final and", "if"),
+    "tries again while it stops": Mutant("scheduler", "not self.stopping and failed", "failed"),
+    "counts no attempts": Mutant("scheduler", "failed = self._attempts[step] = self._attempts.get(step, 0) + 1", "failed = self._attempts.get(step, 0) + 1"),
+    "hands out while it stops": Mutant("scheduler", "        if not self.stopping:\n            self._lanes.assign", "        if True:\n            self._lanes.assign"),
+    "goes on after a failure": Mutant("scheduler", "if not self.keep_going:", "if False:"),
+    "stops at a failure though it should keep going": Mutant("scheduler", "if not self.keep_going:", "if True:"),
+    "goes on after an interactive step": Mutant("scheduler", "Status.INTERACTIVE))\n        self._stop(commands)", "Status.INTERACTIVE))"),
+    "does not say that steps have finished": Mutant("scheduler", "commands.append(Closed(steps, Status.FINISHED))", "pass"),
+    "does not say what comes next in a lane": Mutant("lanes", "if self._register.statuses[queue[0]] == _DISPATCHED:", "if False:"),
+}  # fmt: skip
+
+
+def core_with(mutant: Mutant) -> tuple[Any, Any]:
+    """(Scheduler, SlotPool) with this bug. AssertionError if its line is not there (any more)."""
+    names = {name: f"mpsteps._core.{name}" for name in MODULES}
+    real = {full: importlib.import_module(full) for full in names.values()}
+    try:
+        for name, full in names.items():
+            source = inspect.getsource(real[full])
+            if name == mutant.module:
+                assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {full}"
+                source = source.replace(mutant.old, mutant.new)
+            module = sys.modules[full] = ModuleType(full)
+            exec(compile(source, f"{full} with a bug", "exec"), module.__dict__)
+        return sys.modules[names["scheduler"]].Scheduler, sys.modules[names["slots"]].SlotPool
+    finally:
+        sys.modules.update(real)

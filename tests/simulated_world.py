@@ -1,0 +1,323 @@
+"""A world of simulated workers around the real scheduler, and an account of what must be true in it.
+
+`World` carries out the scheduler's commands and tells it what happened. It keeps its own books (who waits for whom,
+what each worker was sent, what has been entered how often) and compares every command with them, so that it needs to
+believe nothing that the scheduler says. Its methods are what can happen; `simulator.simulate` calls them by chance, the
+stateful test by hypothesis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from typing import Any, Deque, Dict, Iterable, List, Optional, Set
+
+from mpsteps._core import events as ev
+from mpsteps._core.scheduler import Scheduler
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import FINAL, LOCAL, PLAIN, Demand, Status
+
+TOTALS = {"cpus": 3, "memory": 100, "licence": 2}
+GPUS = (4, 7)
+SECONDS = (5e-6, 40e-6, 900e-6, 1.0)
+"""What a step of each function takes: the first two go into lanes by the dozen, the last always alone."""
+
+
+class SimulatedWorker:
+    """What one worker has: `lane` as it will run it, `began` its running step, `done` finished and not yet told."""
+
+    def __init__(self) -> None:
+        self.lane: Deque[int] = deque()
+        self.began: Optional[int] = None
+        self.done: List[int] = []
+        self.revoked = False
+
+
+class World:
+    """The scheduler, its workers, and the books. Every method is one thing that can happen."""
+
+    def __init__(
+        self, keep_going: bool = False, scheduler: Any = Scheduler, slots: Any = SlotPool, check_every: int = 1
+    ) -> None:
+        totals = {kind: n for kind, n in TOTALS.items() if kind not in ("cpus", "memory")}
+        self.scheduler = scheduler(slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals), keep_going)
+        self.keep_going = keep_going
+        self.stopping = False
+        self.workers: Dict[int, SimulatedWorker] = {LOCAL: SimulatedWorker()}
+        self.newest_worker = 0
+        self.needs: Dict[int, Set[int]] = {}
+        self.dependants: Dict[int, List[int]] = {}
+        self.demand: Dict[int, Demand] = {}
+        self.function: Dict[int, int] = {}
+        self.proud: List[int] = []  # steps with a demand of their own that nobody plain may overtake
+        self.held: Set[int] = set()
+        self.restored: Set[int] = set()
+        self.interactive: Set[int] = set()
+        self.fate: Dict[int, Status] = {}
+        self.entered: Dict[int, int] = {}
+        self.attempts_failed: Dict[int, int] = {}
+        self.events = 0
+        self._check_every = check_every
+        self._trace = hashlib.blake2b(digest_size=16)
+
+    # -------------------------------------------------------------- what can happen
+
+    def add_step(
+        self, needs: Iterable[int] = (), demand: Demand = PLAIN, held: bool = False, function: int = 0,
+        interactive: bool = False,
+    ) -> int:  # fmt: skip
+        step = len(self.needs) + 1
+        prerequisites = tuple(needs)
+        self.needs[step] = set(prerequisites)
+        for p in self.needs[step]:
+            self.dependants.setdefault(p, []).append(step)
+        self.demand[step], self.function[step] = demand, function
+        if demand != PLAIN and not demand.gpus and not demand.tokens:
+            self.proud.append(step)
+        if held:
+            self.held.add(step)
+        if interactive:
+            self.interactive.add(step)
+        self._tell(ev.StepAdded(step, prerequisites, held, demand, function), skipped=self._hopeless([step]))
+        return step
+
+    def add_prerequisites(self, step: int, prerequisites: Iterable[int]) -> None:
+        added = tuple(prerequisites)
+        for p in set(added) - self.needs[step]:
+            self.dependants.setdefault(p, []).append(step)
+        self.needs[step] |= set(added)
+        self._tell(ev.PrerequisitesAdded(step, added), skipped=self._hopeless([step]))
+
+    def hold(self, step: int) -> None:
+        self.held.add(step)
+        self._tell(ev.StepHeld(step))
+
+    def release(self, step: int) -> None:
+        self.held.discard(step)
+        self._tell(ev.StepReleased(step))
+
+    def restore(self, step: int) -> None:
+        self.held.discard(step)
+        self.restored.add(step)
+        self.fate[step] = Status.FINISHED
+        self._tell(ev.StepRestored(step))
+
+    def add_worker(self) -> int:
+        self.newest_worker += 1
+        self.workers[self.newest_worker] = SimulatedWorker()
+        self._tell(ev.WorkerReady(self.newest_worker))
+        return self.newest_worker
+
+    def begin(self, worker: int, step: Optional[int] = None) -> None:
+        """The worker enters a step: its first, or in the coordinator process any. Nobody is told."""
+        w = self.workers[worker]
+        step = w.lane[0] if step is None else step
+        w.began = step
+        self.entered[step] = self.entered.get(step, 0) + 1
+        retries = self.demand[step].retries
+        assert self.entered[step] <= 1 + retries, f"step {step} is entered {self.entered[step]} times"
+        assert all(self.fate.get(p) is Status.FINISHED for p in self.needs[step]), f"step {step} runs too early"
+
+    def finish(self, worker: int) -> None:
+        """The running step ends well. The worker keeps that for itself until `report`."""
+        w = self.workers[worker]
+        assert w.began is not None
+        w.lane.remove(w.began)
+        w.done.append(w.began)
+        w.began = None
+
+    def report(self, worker: int, count: Optional[int] = None, timed: bool = True) -> None:
+        """Tell of the first `count` finished steps; an interactive one has its own event."""
+        w = self.workers[worker]
+        batch: List[int] = []
+        for step in w.done[:count]:
+            if step in self.interactive:
+                self._tell_finished(worker, batch, timed)
+                w.done.remove(step)
+                self.fate[step] = Status.INTERACTIVE
+                self.stopping = True
+                self._tell(ev.StepInteractive(worker, step), closed={step: Status.INTERACTIVE})
+                batch = []
+            else:
+                batch.append(step)
+        self._tell_finished(worker, batch, timed)
+
+    def _tell_finished(self, worker: int, steps: List[int], timed: bool) -> None:
+        if steps:
+            del self.workers[worker].done[: len(steps)]
+            for step in steps:
+                self.fate[step] = Status.FINISHED
+            seconds = tuple(SECONDS[self.function[s]] for s in steps) if timed else ()
+            self._tell(ev.StepsFinished(worker, tuple(steps), seconds), closed=dict.fromkeys(steps, Status.FINISHED))
+
+    def fail(self, worker: int, final: bool = False) -> None:
+        """The running step raises."""
+        self.report(worker)
+        w = self.workers[worker]
+        assert w.began is not None
+        step, w.began = w.began, None
+        w.lane.remove(step)
+        self._attempt_failed(ev.StepFailed(worker, step, final), step, final)
+
+    def cannot_travel(self, worker: int, step: int) -> None:
+        """The coordinator finds that a step it has just assigned cannot be sent."""
+        self.workers[worker].lane.remove(step)
+        self._attempt_failed(ev.StepFailed(worker, step, True), step, True)
+
+    def die(self, worker: int, final: bool = False) -> None:
+        """The process is gone; what it had finished and whether it was in a step is known exactly."""
+        self.report(worker)
+        w = self.workers.pop(worker)
+        event = ev.WorkerLost(worker, w.began, final)
+        if w.began is None:
+            self._tell(event)
+        else:
+            self._attempt_failed(event, w.began, final)
+
+    def give_back(self, worker: int, one_by_one: bool = False) -> None:
+        """The worker returns what it has not begun, in lane order."""
+        self.report(worker)
+        w = self.workers[worker]
+        back = tuple(s for s in w.lane if s != w.began)
+        for steps in [(s,) for s in back] if one_by_one else [back] if back else []:
+            for step in steps:
+                w.lane.remove(step)
+            self._tell(ev.StepsReturned(worker, steps))
+
+    def stop(self) -> None:
+        self.stopping = True
+        self._tell(ev.StopRequested())
+
+    # ------------------------------------------------------------------- the books
+
+    def _attempt_failed(self, event: Any, step: int, final: bool) -> None:
+        failed = self.attempts_failed[step] = self.attempts_failed.get(step, 0) + 1
+        if failed <= self.demand[step].retries and not final and not self.stopping:
+            self._tell(event, retried=[ev.Retry(step, failed)])
+            return
+        self.fate[step] = Status.FAILED
+        self.stopping = self.stopping or not self.keep_going
+        self._tell(event, closed={step: Status.FAILED}, skipped=self._hopeless(self.dependants.get(step, ())))
+
+    def _hopeless(self, steps: Iterable[int]) -> Set[int]:
+        """Those of `steps`, and downstream of them, whose prerequisites have failed and whose fate was open."""
+        found: Set[int] = set()
+        todo = list(steps)
+        while todo:
+            s = todo.pop()
+            doomed = any(self.fate.get(p) in (Status.FAILED, Status.SKIPPED) for p in self.needs[s])
+            if s not in self.fate and doomed:
+                self.fate[s] = Status.SKIPPED
+                found.add(s)
+                todo.extend(self.dependants.get(s, ()))
+        return found
+
+    def _tell(
+        self, event: Any, closed: Optional[Dict[int, Status]] = None, skipped: Iterable[int] = (),
+        retried: Iterable[ev.Retry] = (),
+    ) -> None:  # fmt: skip
+        """Hand the scheduler an event and hold its commands against what must come of it."""
+        was_stopping = self.scheduler.stopping
+        commands = self.scheduler.handle(event)
+        self.events += 1
+        self._trace.update(repr((event, commands)).encode())
+        expected = dict(closed or {})
+        expected.update(dict.fromkeys(skipped, Status.SKIPPED))
+        seen: List[int] = []
+        for command in commands:
+            if type(command) is ev.Closed:
+                seen.extend(command.steps)
+                for s in command.steps:
+                    assert expected.get(s) is command.status, f"{command} after {event}"
+                if command.status is Status.SKIPPED:
+                    assert self.fate[command.because] is Status.FAILED, f"{command} blames what has not failed"
+            elif type(command) is ev.Dispatch:
+                self._dispatched(command)
+            elif type(command) is ev.Running:
+                first = [*self.workers[command.worker].done, *self.workers[command.worker].lane][:1]
+                assert command.worker == LOCAL or first == [command.step], f"{command}, but first is {first}"
+                assert self.scheduler.status(command.step) is Status.RUNNING
+            elif type(command) is ev.Revoke:
+                assert not was_stopping, "a lane is revoked twice"
+                self.workers[command.worker].revoked = True
+        assert sorted(seen) == sorted(expected), f"{event} seals the fate of {seen}, not {sorted(expected)}"
+        assert [c for c in commands if type(c) is ev.Retry] == list(retried)
+        assert self.scheduler.stopping == self.stopping, f"stopping is {self.scheduler.stopping} after {event}"
+        if self.events % self._check_every == 0:
+            self._check_fairness(commands)
+            self.check()
+
+    def _dispatched(self, command: ev.Dispatch) -> None:
+        worker, steps = command
+        assert not self.stopping, f"{command} while the run stops"
+        assert worker in self.workers, f"{command} to a worker that is dead"
+        w = self.workers[worker]
+        in_flight = {s for other in self.workers.values() for s in (*other.lane, *other.done)}
+        for step in steps:
+            assert step not in in_flight, f"step {step} is handed out twice"
+            assert step not in self.fate, f"step {step} is handed out though it is {self.fate[step].name}"
+            assert step not in self.held, f"step {step} is handed out though it is held"
+            late = [p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED]
+            assert not late, f"step {step} is handed out before its prerequisites {late}"
+        if worker != LOCAL:
+            together = [*w.done, *w.lane, *steps]
+            alone = len(together) == 1
+            assert alone or all(self.demand[s] == PLAIN for s in together), f"steps {together} share a lane"
+        assert all(self.demand[s].local == (worker == LOCAL) for s in steps), f"{command} in the wrong place"
+        w.lane.extend(steps)
+        self._check_slots()
+
+    def _check_slots(self) -> None:
+        """What runs does not hold more than there is (a step that asks for more than there is gets all of it)."""
+        held = dict.fromkeys(TOTALS, 0)
+        cards: List[int] = []
+        for w in self.workers.values():
+            steps = [*w.done, *w.lane]
+            for s in steps if w is self.workers[LOCAL] else steps[:1]:
+                demand = self.demand[s]
+                wanted = {"cpus": 0 if demand.local else demand.cpus, "memory": demand.memory, **dict(demand.tokens)}
+                for kind, n in wanted.items():
+                    held[kind] += min(n, TOTALS[kind])
+                cards.extend(self.scheduler.slots.gpus_of(s))
+                assert len(self.scheduler.slots.gpus_of(s)) == min(demand.gpus, len(GPUS))
+        assert all(held[kind] <= TOTALS[kind] for kind in TOTALS), f"{held} of {TOTALS} are held"
+        assert len(cards) == len(set(cards)), f"a graphics card is held twice: {cards}"
+
+    def _check_fairness(self, commands: List[ev.Command]) -> None:
+        """While a step waits for CPUs, memory or an idle worker, plain ones leave room for it."""
+        plain = [c for c in commands if type(c) is ev.Dispatch and self.demand[c.steps[0]] == PLAIN]
+        if plain and self.proud:
+            starving = [s for s in self.proud if s not in self.fate and self.scheduler.status(s) is Status.READY]
+            assert not starving, f"{plain} overtakes steps {starving}"
+
+    def check(self) -> None:
+        """The scheduler agrees with itself, and about the lanes with the world."""
+        self.scheduler.check_invariants()
+        for worker, w in self.workers.items():
+            told = self.scheduler.lane(worker)
+            mine = [*w.done, *w.lane]
+            assert list(told) == mine if worker != LOCAL else set(told) == set(mine), f"{worker}: {told} != {mine}"
+
+    def trace(self) -> str:
+        """A digest of all events and commands so far."""
+        return self._trace.hexdigest()
+
+    def check_end(self) -> None:
+        """Nothing runs and nothing will: every fate is as it must be."""
+        self.check()
+        assert not self.scheduler.active
+        for step in self.needs:
+            status = self.scheduler.status(step)
+            fate = self.fate.get(step)
+            assert status is fate if fate else status not in FINAL, f"step {step} is {status.name}, not {fate}"
+            assert self.scheduler.in_flight() == 0
+            if not self.stopping:
+                assert fate is not None, f"step {step} is {status.name} for ever: {self.scheduler.story(step)}"
+            entered, failed = self.entered.get(step, 0), self.attempts_failed.get(step, 0)
+            if fate is Status.SKIPPED:
+                assert self.fate[self.scheduler.blame(step)] is Status.FAILED
+                assert entered <= failed  # it may have been waiting for another attempt
+            elif fate is Status.FAILED:
+                assert failed - 1 <= entered <= failed  # the last attempt may have been one that could not travel
+            elif fate is not None and step not in self.restored:
+                assert entered == failed + 1, f"step {step} has {fate.name} and was entered {entered} times"

@@ -1,0 +1,197 @@
+"""Whole runs of the scheduler by chance: `simulate(seed)`.
+
+A random graph, workers that come, die and are replaced, steps that fail, cannot travel, are given back and are tried
+again; steps that are inserted, held, released and given new prerequisites while others run; a journal that restores
+some; a stop at any moment. After every event the scheduler's invariants are checked and its commands compared with the
+books of `simulated_world.World`. A failure is repeated by its seed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple, Optional, Set, Tuple
+
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
+from simulated_world import World
+
+
+class Chances(NamedTuple):
+    """How often things happen in one world, from 0 to 1; many are 0 in any one world, so that others have room."""
+
+    fail: float
+    die: float
+    cannot_travel: float
+    give_back: float
+    hold: float
+    interactive: float
+    special: float
+    insert: float
+    more_needs: float
+    restore: float
+    stop: float
+    batch: float
+
+
+def simulate(seed: int, size: Optional[int] = None, **world: Any) -> World:
+    """A whole run by chance; AssertionError or whatever the scheduler raises if anything is wrong with it.
+
+    `size`: the number of steps (by default 1 to 60). First faults happen, then they stop, and then the run must come
+    to its end within a number of events that is known before.
+    """
+    return _Story(seed, size, **world).tell()
+
+
+class _Story:
+    def __init__(self, seed: int, size: Optional[int], **world: Any) -> None:
+        self.r = r = random.Random(seed)
+        self.size = size or r.randint(1, 60)
+        some = (0.0, 0.0, 0.05, 0.2, 0.5)
+        self.chances = Chances(*(r.choice(some) for _ in Chances._fields))
+        self.chances = self.chances._replace(
+            insert=r.choice((0.0, 0.3, 1.0)), batch=r.choice((0.0, 0.5, 0.9)),
+            special=r.choice((0.0, 0.0, 0.2, 0.5, 0.9)),
+            stop=r.choice((0.0, 0.0, 0.1)), interactive=r.choice((0.0, 0.0, 0.0, 0.02)),
+        )  # fmt: skip
+        self.world = World(r.random() < 0.6, **world)
+        self.shape = r.choice(("chain", "wide", "layers", "random"))
+        self.timed = r.random() < 0.9
+        self.functions = r.choice(((0,), (0, 1), (0, 1, 2, 3), (3,)))
+
+    def tell(self) -> World:
+        world, r = self.world, self.r
+        for _ in range(int(self.size * (1 - self.chances.insert * r.random()))):
+            self._insert()
+        self._restore()
+        for _ in range(r.randint(0, 4)):
+            world.add_worker()
+        for _ in range(3 * self.size):
+            self._something_happens()
+        self._calm()
+        world.check_end()
+        return world
+
+    # ------------------------------------------------------------------- the graph
+
+    def _insert(self) -> None:
+        r, chances = self.r, self.chances
+        self.world.add_step(
+            self._needs(len(self.world.needs) + 1), self._demand(), r.random() < chances.hold * 0.5,
+            r.choice(self.functions), r.random() < chances.interactive,
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        """Some steps finished in an earlier session, each with all that it waits for; told in any order."""
+        world, r = self.world, self.r
+        restored: Set[int] = set()
+        for step, needs in world.needs.items():
+            running = world.scheduler.status(step) is Status.RUNNING  # local steps need no worker
+            if needs <= restored and not running and r.random() < self.chances.restore:
+                restored.add(step)
+        order = sorted(restored)
+        if r.random() < 0.5:
+            r.shuffle(order)
+        for step in order:
+            if world.scheduler.status(step) is not Status.RUNNING:
+                world.restore(step)
+
+    def _needs(self, step: int) -> Tuple[int, ...]:
+        r = self.r
+        if step == 1:
+            return ()
+        if self.shape == "chain":
+            return (step - 1,) if r.random() < 0.95 else ()
+        if self.shape == "wide":
+            return tuple(range(max(1, step - 20), step)) if step % 20 == 0 else ((1,) if r.random() < 0.3 else ())
+        if self.shape == "layers":
+            first = (step - 1) // 5 * 5  # layers of five
+            return tuple(p for p in range(max(1, first - 4), first + 1) if r.random() < 0.4)
+        return tuple(r.randint(1, step - 1) for _ in range(r.randint(0, 4)))  # now and then the same one twice
+
+    def _demand(self) -> Demand:
+        r = self.r
+        if r.random() >= self.chances.special:
+            return PLAIN
+        return Demand(
+            cpus=r.choice((1, 1, 2, 3, 9)), gpus=r.choice((0, 0, 1, 2)), memory=r.choice((0, 10, 60, 1000)),
+            tokens=r.choice(((), (("licence", 1),), (("licence", 2),))), local=r.random() < 0.2,
+            retries=r.choice((0, 1, 3)), alone=r.random() < 0.5,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------- faults
+
+    def _something_happens(self) -> None:
+        world, r, chances = self.world, self.r, self.chances
+        if len(world.needs) < self.size and r.random() < 0.3:
+            self._insert()
+        elif r.random() < 0.15:
+            self._somebody_changes_the_graph()
+        elif r.random() < chances.stop * 0.2:
+            world.stop()
+        elif len(world.workers) < 5 and r.random() < 0.1:
+            world.add_worker()
+        else:
+            worker = r.choice(list(world.workers))
+            self._work(worker)
+
+    def _somebody_changes_the_graph(self) -> None:
+        world, r, chances = self.world, self.r, self.chances
+        waiting = (Status.HELD, Status.BLOCKED, Status.READY, Status.SKIPPED)
+        step, status = 0, Status.UNKNOWN
+        for _ in range(5):
+            if status not in waiting and world.needs:
+                step = r.randint(1, len(world.needs))
+                status = world.scheduler.status(step)
+        if status not in waiting:
+            return
+        if status is Status.HELD and r.random() < 0.7:
+            world.release(step)
+        elif status is not Status.HELD and r.random() < chances.hold:
+            world.hold(step)
+        elif step > 1 and r.random() < chances.more_needs:
+            # Only steps with smaller ids: whether cycles are refused is for other tests.
+            world.add_prerequisites(step, [r.randint(1, step - 1) for _ in range(r.randint(1, 3))])
+
+    def _work(self, worker: int) -> None:
+        world, r, chances = self.world, self.r, self.chances
+        w = world.workers[worker]
+        x = r.random()
+        if worker != LOCAL and x < chances.die * 0.3:
+            world.die(worker, final=r.random() < 0.1)
+        elif w.done and (not w.lane or r.random() > chances.batch):
+            world.report(worker, r.choice((None, None, 1)), self.timed)
+        elif w.lane and w.began is None:
+            if r.random() < chances.cannot_travel * 0.2:
+                world.cannot_travel(worker, r.choice(list(w.lane)))
+            elif worker != LOCAL and r.random() < (0.5 if w.revoked else chances.give_back * 0.3):
+                world.give_back(worker, one_by_one=r.random() < 0.5)
+            else:
+                world.begin(worker, r.choice(list(w.lane)) if worker == LOCAL else None)
+        elif w.began is not None:
+            if r.random() < chances.fail:
+                world.fail(worker, final=r.random() < 0.1)
+            else:
+                world.finish(worker)
+
+    # ------------------------------------------------------------------------ calm
+
+    def _calm(self) -> None:
+        """No more faults: what is left is inserted, released and run."""
+        world = self.world
+        while len(world.needs) < self.size:
+            self._insert()
+        for step in sorted(world.held):
+            if step not in world.fate or world.fate[step] is Status.SKIPPED:
+                world.release(step)
+        if len(world.workers) == 1:
+            world.add_worker()
+        bound = world.events + 2 * self.size + 10
+        while world.scheduler.active:
+            assert world.events <= bound, "the run does not come to its end"
+            before = world.events
+            for worker, w in list(world.workers.items()):
+                while w.lane:
+                    if w.began is None:
+                        world.begin(worker)
+                    world.finish(worker)
+                world.report(worker, None, self.timed)
+            assert world.events > before, "nobody has anything to do, and the run has not ended"
