@@ -120,7 +120,9 @@ class Coordinator:
         self.work = work
         self._inbox: Deque[Any] = deque()  # from other threads: Replies, callables, what `work.take_in` takes
         self._dispatches: List[Dispatch] = []
-        self._deadlines: List[Tuple[float, int, int, int]] = []  # (when, worker, step, signal to send then)
+        self._deadlines: List[Tuple[float, int, int, int, int]] = []  # (when, run, worker, step, signal to send then)
+        self._runs = 0  # how many attempts with a timeout have begun: each has a number, since a step may have several
+        self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
         self.killed = False  # everything is being ended at once
         self.changes_posted = 0  # how often somebody changed the graph from outside (for who wants to notice)
@@ -191,7 +193,7 @@ class Coordinator:
         """Send what the scheduler has assigned, after it has been written down."""
         while self._dispatches:
             dispatches, self._dispatches = self._dispatches, []
-            ready = [self._messages(d.worker, d.steps) for d in dispatches]
+            ready = [self._messages(*d) for d in dispatches]
             self.work.commit()
             for worker, messages in ready:
                 if worker == LOCAL:
@@ -228,23 +230,26 @@ class Coordinator:
 
     def _running(self, worker: int, step: int) -> None:
         self.work.running(step)
+        if self._run_of:
+            self._run_of.pop(worker, None)
         seconds = self.work.timeout(step)
         if seconds is not None and worker != LOCAL and self.engine.by_value:
-            heapq.heappush(self._deadlines, (time.monotonic() + seconds, worker, step, signal.SIGTERM))
+            self._runs = self._run_of[worker] = self._runs + 1
+            heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
 
-    def _messages(self, worker: int, steps: Tuple[int, ...]) -> Tuple[int, List[Message]]:
+    def _messages(self, worker: int, steps: Tuple[int, ...], ahead: Tuple[Tuple[int, ...], ...]) -> Tuple[int, List[Message]]:
         """The messages for steps that travel; the others fail here and now."""
         work, scheduler = self.work, self.scheduler
         messages: List[Message] = []
         sent: List[int] = []
         attempt = 1
-        for step in steps:
+        for i, step in enumerate(steps):
             attempt = scheduler.attempt(step)
             message = work.message(worker, step, attempt, scheduler.slots.gpus_of(step))
             if type(message) is Failure:
                 self._attempt_failed(worker, step, 0.0, 0.0, None, message, final=True)
             else:
-                messages.append(message)
+                messages.append((*message[:5], {**(message[5] or {}), "ahead": ahead[i]}) if ahead else message)
                 sent.append(step)
         if sent:
             work.dispatching(self.engine.pid(worker), attempt, tuple(sent))
@@ -327,6 +332,7 @@ class Coordinator:
         if gone.done:
             self.handle(StepsFinished(worker, gone.done))
         why = self._condemned.pop(worker, None)
+        self._run_of.pop(worker, None)
         if gone.began is not None:
             failure = why or Failure("lost", "StepLost", _how_lost(gone))
             failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log)
@@ -339,10 +345,10 @@ class Coordinator:
             self.handle(WorkerLost(worker, gone.began, final=self.killed))
         work.worker_gone(worker)
 
-    def _out_of_time(self, deadline: Tuple[float, int, int, int]) -> None:
+    def _out_of_time(self, deadline: Tuple[float, int, int, int, int]) -> None:
         """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""
-        when, worker, step, number = deadline
-        if step not in self.scheduler.lane(worker):
+        when, run, worker, step, number = deadline
+        if self._run_of.get(worker) != run or step not in self.scheduler.lane(worker):
             return  # it ended in time
         seconds = self.work.timeout(step)
         self._condemned[worker] = Failure(
@@ -350,7 +356,7 @@ class Coordinator:
         )
         self.engine.kill(worker, number)
         if number != signal.SIGKILL:
-            heapq.heappush(self._deadlines, (when + TERM_SECONDS, worker, step, signal.SIGKILL))
+            heapq.heappush(self._deadlines, (when + TERM_SECONDS, run, worker, step, signal.SIGKILL))
 
 
 def _how_lost(gone: WorkerGone) -> str:

@@ -153,6 +153,7 @@ class _Fold:
             "failed": self.failed,
             "lost": self.lost,
             "skipped": self.skipped,
+            "returned": self.returned,
             "aborted": self.aborted,
             "doubt": self.doubt,
             "ended": self.ended,
@@ -191,7 +192,7 @@ class _Fold:
         sessions = self.history.sessions
         for digest, steps in earlier.items():
             for step in steps:
-                same_form = sessions[step.session - 1].get("params") == sessions[-1].get("params")
+                same_form = _form_values(sessions[step.session - 1]) == _form_values(sessions[-1])
                 if same_form or digest in inserted or not self.any_started:
                     into.setdefault(digest, []).append(step)
 
@@ -265,6 +266,13 @@ class _Fold:
             step = self.history.steps[step_id]
             step.status, step.error = "skipped", {"message": str(because)}
 
+    def returned(self, ids: list[int]) -> None:
+        for step_id in ids:
+            step = self.history.steps[step_id]
+            step.forget_attempt()
+            step.attempts = max(0, step.attempts - 1)
+            step.status, step.worker, step.started = "new", None, None
+
     def aborted(self, ids: list[int]) -> None:
         for step_id in ids:
             step = self.history.steps[step_id]
@@ -278,6 +286,14 @@ class _Fold:
     def ended(self, status: str, time: float, message: Optional[str]) -> None:
         self.history.status, self.history.ended = str(status), _number(time)
         self.history.error = str(message or "")
+
+
+_NOT_CONTENT = ("runMode", "numberOfThreads", "runName")
+"""Values of a form that change how a protocol is run, not what its steps compute."""
+
+
+def _form_values(session: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (session.get("params") or {}).items() if name not in _NOT_CONTENT}
 
 
 def _number(value: object) -> Optional[float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import weakref
 from concurrent.futures import CancelledError, Future
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from mpsteps._core.steps import Demand
-from mpsteps._failures import make_error, original
+from mpsteps._failures import make_error
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps.errors import RemoteTraceback, StepCancelled, StepError, UsageError
@@ -172,17 +172,32 @@ def not_run(task: Task, cause: BaseException) -> StepError:
 
 def step_error(task: Task, failure: Failure) -> BaseException:
     """What the future of a failed step raises: the exception of the step itself where it could travel."""
-    if failure.kind == "exception":
-        found = original(failure, wire.unpack)
-        if found is not None:
-            if found.__cause__ is None:
-                found.__cause__ = RemoteTraceback(failure.traceback)
-            return found
+    found = _original(failure.parcel) if failure.parcel is not None else None
+    if failure.kind == "exception" and found is not None:
+        if found.__cause__ is None:
+            found.__cause__ = RemoteTraceback(failure.traceback)
+        return found
     where = f" in worker {failure.pid}" if failure.pid else ""
-    error: StepError = make_error(f"step {task} failed{where}: {failure.cause()}", None, failure, None, wire.unpack)
+    message = f"step {task} failed{where}: {failure.cause()}"
+    error = make_error(message, None, failure._replace(parcel=None), found, wire.unpack)
     if error.__cause__ is None and failure.traceback:
         error.__cause__ = RemoteTraceback(failure.traceback)
     return error
+
+
+def _original(parcel: bytes) -> Optional[BaseException]:
+    try:
+        found = next(_opened(parcel))
+    except BaseException:  # also SystemExit: it comes from what the user made
+        return None  # it loaded in the worker and does not here: its text says what it was
+    return found if isinstance(found, BaseException) else None
+
+
+def _opened(parcel: bytes) -> Iterator[Any]:
+    """The object in a parcel. A generator, since the frames of an exception's traceback refer to those that were below
+    them when it was opened, and the frame of a generator to none: else whoever keeps the exception keeps what the
+    coordinator had in its hands."""
+    yield wire.unpack(parcel)
 
 
 def cannot_travel(error: BaseException, part: str, sentence: str) -> Failure:

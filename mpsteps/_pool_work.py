@@ -140,7 +140,7 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(SlotPool(self._workers, self._memory, self._gpus), keep_going=True)
+        return Scheduler(SlotPool(self._workers, self._memory, self._gpus), keep_going=True, ahead=True)
 
     def _renew(self) -> None:
         """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs
@@ -238,7 +238,7 @@ class PoolWork:
             part = part or wire.what_cannot_travel(task.args, task.kwargs)
             return cannot_travel(error, part, f"its {part} cannot travel to a worker process")
         if task.uses:
-            extras["results"] = {used: self._parcels[used] for used in task.uses}
+            extras["results"] = {used: self._parcels.get(used) for used in task.uses}
         return (step, attempt, fn, args, None, extras or None)
 
     def take_orders(self) -> List[Message]:
@@ -285,8 +285,8 @@ class PoolWork:
         """Futures of failed and skipped steps learn why."""
         if status is Status.FAILED:
             task = self._tasks[steps[0]]
-            self._leave(task)
             error = self._errors[task.step] = step_error(task, self._failures.pop(task.step))
+            self._leave(task)
             _guard(task.fail, error)
         elif status is Status.SKIPPED and because is not None:
             for step in steps:

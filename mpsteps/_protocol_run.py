@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
+from mpsteps import _context
 from mpsteps._core.events import Event, PrerequisitesAdded, StepAdded, StepHeld, StepReleased, StepRestored
 from mpsteps._core.graph import find_cycle, in_order
 from mpsteps._core.scheduler import cycle_message
@@ -25,6 +26,7 @@ from mpsteps._ipc import state, wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._local import Here, run_here
 from mpsteps._recorder import Recorder
+from mpsteps._resume import Earlier, Kept
 from mpsteps._statelog import StateLog
 from mpsteps._worker import step_log
 from mpsteps.constants import (
@@ -47,6 +49,7 @@ class ProtocolRun:
     """The steps of `protocol` while they run. `coordinator` is set before the loop starts."""
 
     coordinator: Coordinator
+    earlier: Earlier
 
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
@@ -60,7 +63,8 @@ class ProtocolRun:
         self.kept = 0
         self.failed_steps: List[StepReport] = []
         self.skipped = 0
-        self.cpu_seconds = 0.0
+        self.cpu_seconds = 0.0  # of this session's steps
+        self.kept_cpu_seconds = 0.0  # of those that were kept
         self.interrupted = ""  # why the user or the system ended it: '' if nobody did
         self.problem: Optional[BaseException] = None  # an error outside of steps (in _stepsCheck, at the journal)
         self._recorder = recorder
@@ -75,6 +79,7 @@ class ProtocolRun:
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
+        self._changed_graph: Set[int] = set()  # steps that inserted, released or connected others while they ran
         self._insert_lock = threading.Lock()  # ids are given out by one thread at a time
         self._loop_thread = threading.get_ident()
         self.tracker: Optional[state.Tracker] = None  # of what code in this process changes
@@ -155,6 +160,7 @@ class ProtocolRun:
             self._results[step._id] = parcel
         self.done += 1
         self.kept += 1
+        self.kept_cpu_seconds += record.cpu_seconds or 0.0
 
     def _open(self, parcel: bytes) -> Any:
         return wire.unpack(parcel, self.protocol)
@@ -211,7 +217,10 @@ class ProtocolRun:
             return extras
         return {**(extras or {}), "results": {u: self._result_parcel(u) for u in used}}
 
-    def _result_parcel(self, step: int) -> bytes:
+    def _result_parcel(self, step: int) -> Optional[bytes]:
+        """The parcel of a step's result; None for a step that is sent just before the one that takes it."""
+        if self.steps[step - 1]._status != STATUS_FINISHED:
+            return None
         result = self._results.get(step)
         if isinstance(result, bytes):
             return result
@@ -258,7 +267,8 @@ class ProtocolRun:
         """Take in what a step left; a Failure if that is impossible."""
         s = self.steps[step - 1]
         value: Any = None
-        if extras:
+        if extras or worker == LOCAL or step in self._changed_graph:
+            extras = extras or {}
             try:
                 changes = self._merge(worker, step, extras)
                 value = self._keep_result(s, extras.get("value"))
@@ -267,7 +277,7 @@ class ProtocolRun:
                 return failure._replace(
                     message=f"what the step changed could not be taken over ({failure.type_name}: {failure.message})"
                 )
-            self._recorder.outcome(step, value, extras.get("files"), changes)
+            self._recorder.outcome(step, value, extras.get("files"), changes, step in self._changed_graph)
         elif self._state is not None:
             self._state.settle(step)
         now = time.time()
@@ -460,6 +470,7 @@ class ProtocolRun:
 
     def insert(self, step: Step) -> int:
         """A step is inserted while the run goes on; its id."""
+        self._note_graph_change()
         with self._insert_lock:
             step._id = len(self.steps) + 1
             check_prerequisites(step, len(self.steps))
@@ -475,18 +486,47 @@ class ProtocolRun:
         elif self._state is not None and self._demands.of(step).local:
             self.tracker = self._state.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
         self._recorder.inserted([step])
-        self.coordinator.handle(self._added(step))
+        kept = self.earlier.take(step) if self.earlier else None
+        if kept is None:
+            if self.earlier and self.earlier.was_cut_short(step):
+                self._recorder.doubt([step._id])
+                self.protocol.warning(f"step {step} was cut in the middle by a crash and runs again")
+            self.coordinator.handle(self._added(step))
+        else:
+            self._keep_late(step, kept)
         for listener in self._listeners:
             listener.steps_inserted(self)
 
+    def _keep_late(self, step: Step, kept: Kept) -> None:
+        """A step that was inserted while the run goes on finished in an earlier session."""
+        self.coordinator.handle(self._added(step)._replace(held=True))  # so that nobody hands it out before the next line
+        self.coordinator.handle(StepRestored(step._id))
+        self._restore(step, kept.record)
+        self.protocol._stepsDone.set(self.done)
+        if self.tracker is not None:
+            self.tracker.apply(kept.changes)
+        else:
+            for change in kept.changes:
+                state.apply(self.protocol, change)
+        if kept.changes and self._state is not None:
+            self._state.publish(state.pack_changes(kept.changes, self.protocol))
+
     def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
         """A step that has not started waits for more steps."""
+        self._note_graph_change()
         self._in_loop(lambda: self._tell(step_id, PrerequisitesAdded(step_id, prerequisites)))
 
     def set_status(self, step_id: int, status: str) -> None:
         """Release or hold a step."""
+        self._note_graph_change()
         event: Event = StepReleased(step_id) if status == STATUS_NEW else StepHeld(step_id)
         self._in_loop(lambda: self._tell(step_id, event))
+
+    def _note_graph_change(self) -> None:
+        """Remember which step of this process does it; those in workers are noted by `answer`."""
+        context = _context.current()
+        if context is not None:
+            self._changed_graph.add(context.step)
 
     def _tell(self, step_id: int, event: Event) -> None:
         self.coordinator.take_inbox()  # the step may have been inserted a moment ago
@@ -516,6 +556,8 @@ class ProtocolRun:
         """Serve a request of a step in a worker."""
         try:
             args = wire.unpack(parcel, self.protocol)
+            if name in ("insert", "add_prerequisites", "set_status"):
+                self._changed_graph.add(step)
             value = getattr(self, f"_answer_{name}")(*args)
             return wire.pack((True, value), self.protocol)
         except Exception as error:

@@ -14,6 +14,8 @@ from mpsteps.steps import Step
 
 _TEXT_LIMIT = 200
 """Arguments stand in the journal shortened to this many characters: they serve the reader, the digest the resume."""
+CHANGED_GRAPH = "graph"
+"""The key in a step's recorded result which says that it inserted, released or connected other steps."""
 _JSON_ATOMS = frozenset({type(None), bool, int, float})
 
 
@@ -77,7 +79,7 @@ class Recorder:
 
     def returned(self, steps: Tuple[int, ...]) -> None:
         """They were recorded as started and never began: they may be sent, and recorded, again."""
-        self._records.append(["aborted", list(steps)])
+        self._records.append(["returned", list(steps)])
 
     def finished(self, pid: int, step: int, seconds: float, cpu: float) -> None:
         """A step finished; several of one worker share a record."""
@@ -86,13 +88,18 @@ class Recorder:
             self._finished_pid = pid
         self._finished.append([step, round(seconds, 6), round(cpu, 6), None])
 
-    def outcome(self, step: int, parcel: Optional[bytes], files: Optional[List[str]], changes: Optional[bytes]) -> None:
+    def outcome(
+        self, step: int, parcel: Optional[bytes], files: Optional[List[str]], changes: Optional[bytes],
+        changed_graph: bool,
+    ) -> None:  # fmt: skip
         """What a step that is about to be recorded as finished returned and changed."""
         result: Dict[str, Any] = {}
         if files:
             result["files"] = files
         if parcel is not None:
             result["value"] = pack_bytes(parcel)
+        if changed_graph:
+            result[CHANGED_GRAPH] = True
         if result:
             self._records.append(["result", step, result])
         if changes is not None:

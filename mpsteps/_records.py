@@ -18,6 +18,8 @@ failed       id, worker, attempt, time, error                  an attempt failed
                                                                cause, exitcode, log}, each where it is known
 lost         id, worker, attempt, time, error                  an attempt's worker died
 skipped      [id, ...], because                                steps will not run; because is a sentence
+returned     [id, ...]                                         steps that were recorded as started had not begun, and
+                                                               wait again
 aborted      [id, ...]                                         steps were stopped on request
 doubt        [id, ...]                                         a resume found these cut in the middle by a crash
 ended        status, time, message                             a session ends; message is '' or says why it failed

@@ -9,13 +9,20 @@ Echo. A worker that appended `a` to a list does not know that `b`, by another wo
 worker if an entry by somebody else, which the step could not have seen when it was sent, changed the same attribute
 before it. Since list growth is rewritten with its place in the truth ("at 0: b", "at 1: a"), hearing of them in order
 leads every replica to the truth, whatever it held.
+
+Pending. A worker may have appended more since, in steps whose replies are not here yet. News says how many of its
+replies have been taken in; what it changed in later ones comes after the news in the truth, and it puts it there
+(`state.Tracker.apply`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
 
 from mpsteps._ipc import state, wire
+
+
+News = Union[None, int, Tuple[int, List[bytes]]]
 
 
 class _Entry(NamedTuple):
@@ -34,6 +41,8 @@ class StateLog:
         self._entries: List[_Entry] = []
         self._offset = 0  # number of entries forgotten, because every worker has heard of them
         self._heard: Dict[int, int] = {}  # worker -> it has heard of all entries with a smaller number
+        self._merged: Dict[int, int] = {}  # worker -> number of its replies with changes that have been taken in
+        self._confirmed: Dict[int, int] = {}  # worker -> how many of them it knows to be taken in
         self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it had heard when it was sent)
 
     def watch(self, tracker: state.Tracker) -> state.Tracker:
@@ -49,16 +58,23 @@ class StateLog:
     def join(self, worker: int) -> None:
         """A worker starts from an image of the protocol as it is now."""
         self._heard[worker] = self.version
+        self._merged[worker] = self._confirmed[worker] = 0
 
     def leave(self, worker: int) -> None:
         """A worker is gone; its steps' changes that did not arrive are lost with it."""
         self._heard.pop(worker, None)
+        self._merged.pop(worker, None)
+        self._confirmed.pop(worker, None)
         for step in [s for s, (w, _) in self._base.items() if w == worker]:
             del self._base[step]
         self._forget()
 
-    def news(self, worker: int, steps: Tuple[int, ...]) -> Optional[List[bytes]]:
-        """The parcels that `worker` must apply before it runs `steps`, which are being sent to it now."""
+    def news(self, worker: int, steps: Tuple[int, ...]) -> News:
+        """What `worker` must hear of before it runs `steps`, which are being sent to it now.
+
+        None: nothing; a number: so many of its own replies with changes have been taken in; or that number and the
+        parcels to apply, in order.
+        """
         version = self.version
         heard = self._heard[worker]
         found: Optional[List[bytes]] = None
@@ -69,13 +85,18 @@ class StateLog:
             self._forget()
         for step in steps:
             self._base[step] = (worker, version)
-        return found
+        merged = self._merged[worker]
+        if found is None and merged == self._confirmed[worker]:
+            return None
+        self._confirmed[worker] = merged
+        return merged if found is None else (merged, found)
 
     def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
         """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
 
         Raises what loading the parcel raises: nothing is applied then.
         """
+        self._merged[worker] += 1  # also if it cannot be opened: the worker has counted it
         changes = [self._place(c) for c in wire.unpack(parcel, self._target)]
         if self._tracker is not None:
             self._tracker.apply(changes)

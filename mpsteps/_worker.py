@@ -12,7 +12,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import resource
+import shutil
 import signal
 import sys
 import time
@@ -30,6 +30,11 @@ from mpsteps.errors import MpstepsError, SerializationError
 FLUSH_SECONDS = 400e-6
 """Replies are kept back at most about this long while there are more steps to run."""
 FLUSH_COUNT = 128
+RECENT_STEPS = 1024
+"""So many finished steps a worker remembers, for those that are sent ahead: several times the depth of a lane."""
+RECENT_BYTES = 65_536
+"""... with what they returned, up to this size."""
+_TOO_LARGE = b""
 WAITED_SECONDS = 0.001
 """A step that took so much longer than its own CPU time may have waited for a program."""
 
@@ -49,15 +54,18 @@ class Worker:
         self._flushed = 0.0
         self._spin = SPIN
         self._running = 0  # the step that runs, or ran last
+        self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of what they returned
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
         self._protocol: Any = None
         self._tracker: Optional[state.Tracker] = None
+        self._reported = 0  # how many replies told of changes of self
+        self._pending: Deque[Tuple[int, List[state.Change]]] = deque()  # those that may not have been taken in yet
         self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
         self._log_folder = ""
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
-        self._home = os.getcwd()
+        self._home = _current_folder()
 
     # ------------------------------------------------------------------ messages
 
@@ -156,12 +164,13 @@ class Worker:
         sys.stderr.flush()
         if os.lseek(1, 0, os.SEEK_CUR) == 0 and os.fstat(1).st_size == 0:
             return False
-        with open(self._log or "", "rb") as source, open(step_log(self._log_folder, step), "ab") as target:
-            while True:
-                data = source.read(1 << 20)
-                if not data:
-                    break
-                target.write(data)
+        try:
+            fd = os.open(step_log(self._log_folder, step), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with open(self._log or "", "rb") as source, open(fd, "ab") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        except OSError as error:  # the disk is full, say: that is no reason to lose the step; its output stays here
+            print(f"mpsteps: the output of step {step} stays in {self._log}: {error}", file=sys.stderr, flush=True)
+            return False
         os.ftruncate(1, 0)
         os.lseek(1, 0, os.SEEK_SET)
         return True
@@ -171,7 +180,8 @@ class Worker:
     def _next(self, message: Tuple[Any, ...]) -> None:
         self._number += 1
         step = message[0]
-        if not self._end.begin(self._number):
+        extras = message[5]
+        if not self._end.begin(self._number) or (extras and "ahead" in extras and not self._may_follow(extras)):
             self._replies.append((-wire.RETURNED, step))
             return
         self._running = step
@@ -184,9 +194,7 @@ class Worker:
         if seconds > used + WAITED_SECONDS:
             used += self._new_cpu_of_programs()
         if failure is not None or (self._protocol is not None and self._protocol._currentDir is not None):
-            os.chdir(self._home)  # it entered a directory and did not leave it: the next step must not start there
-            if self._protocol is not None:
-                self._protocol._currentDir = None
+            self._go_home()
         if self._log and self._keep_log(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
@@ -194,9 +202,11 @@ class Worker:
             self._flush()
             self._after_failure()
         elif extras:
+            self._remember(step, extras.get("value"))
             self._replies.append((step, seconds, used, extras))
             self._flush()
         else:
+            self._remember(step, None)
             # This one may be kept back for a while: the word alone says that the step has finished, should this
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
             self._replies.append((step, seconds, used))
@@ -204,23 +214,33 @@ class Worker:
             if ended - self._flushed > FLUSH_SECONDS or len(self._replies) >= FLUSH_COUNT:
                 self._flush()
 
+    def _go_home(self) -> None:
+        """A step that entered a directory and did not leave it must not take the next one there."""
+        if self._protocol is not None:
+            self._protocol._currentDir = None
+        try:
+            os.chdir(self._home)
+        except OSError:
+            pass  # it was removed: there is no better place than here
+
     def _new_cpu_of_programs(self) -> float:
         """CPU seconds of the programs that have ended since this was last asked. (Only asked after a step that waited
         for something: it costs as much as an empty step.)"""
+        import resource  # not there on Windows, where there are no workers
+
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         before, self._programs_cpu = self._programs_cpu, usage.ru_utime + usage.ru_stime
         return self._programs_cpu - before
 
     def _after_failure(self) -> None:
-        """Where a failure ends the run, nothing that is behind it in the lane starts any more."""
-        if self._halt:
+        """Where a failure ends the run, or this worker, nothing that is behind it in the lane starts any more."""
+        if self._halt or self._leaving:
             self._receive(block=False)
             self._replies.extend((-wire.RETURNED, m[0]) for m in self._queue)
-            for _ in self._queue:
-                self._number += 1
-                self._end.begin(self._number)
-            self._queue.clear()
             self._flush()
+            self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
+            self._end.begin(self._number)
+            self._queue.clear()
 
     def _run_step(self, message: Tuple[Any, ...]) -> Tuple[Optional[Dict[str, Any]], Optional[wire.Failure]]:
         """Run one step; everything that can raise because of what a user made is inside the try blocks."""
@@ -230,10 +250,9 @@ class Worker:
         failure: Optional[wire.Failure] = None
         part = "function"
         try:
-            if changes and self._tracker is not None:
+            if changes is not None:
                 part = "a change of self by an earlier step"
-                for parcel in changes:
-                    self._tracker.apply(wire.unpack(parcel, self._protocol))
+                self._hear(changes)
                 part = "function"
             function = self._function(fn)
             part = "arguments"
@@ -263,14 +282,47 @@ class Worker:
                 failure = self._pack_value(value, found)
             value = None
         del function, args, kwargs
+        if gpus and self._protocol is None:
+            _context.enter_process(None)  # in a pool, the next step here may have none
         if self._tracker is not None:
             failure = self._pack_changes(found, failure)
         return found or None, failure
 
-    def _put_results(self, args: Tuple[Any, ...], results: Dict[int, bytes]) -> Tuple[Any, ...]:
+    def _hear(self, news: Any) -> None:
+        """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
+        taken_in, parcels = (news, ()) if type(news) is int else news
+        pending = self._pending
+        while pending and pending[0][0] <= taken_in:
+            pending.popleft()
+        if parcels and self._tracker is not None:
+            changes = [c for parcel in parcels for c in wire.unpack(parcel, self._protocol)]
+            self._tracker.apply(changes, [c for _, own in pending for c in own])
+
+    def _may_follow(self, extras: Dict[str, Any]) -> bool:
+        """Whether a step that was sent ahead can run: its prerequisites have finished here, and what it takes from
+        them is still known. If in doubt, not: the coordinator then sends it again, with everything."""
+        recent = self._recent
+        return all(p in recent for p in extras["ahead"]) and not any(
+            parcel is None and recent.get(p, _TOO_LARGE) == _TOO_LARGE for p, parcel in extras.get("results", {}).items()
+        )
+
+    def _remember(self, step: int, parcel: Optional[bytes]) -> None:
+        """A step has finished here: those sent ahead behind it may run."""
+        recent = self._recent
+        recent[step] = parcel if parcel is None or len(parcel) <= RECENT_BYTES else _TOO_LARGE
+        if len(recent) > RECENT_STEPS:
+            del recent[next(iter(recent))]
+
+    def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[bytes]]) -> Tuple[Any, ...]:
         from mpsteps.steps import put_results
 
-        return tuple(put_results(args, lambda step: wire.unpack(results[step], self._protocol)))
+        def result(step: int) -> Any:
+            parcel = results[step]
+            if parcel is None:
+                parcel = self._recent[step]
+            return None if parcel is None else wire.unpack(parcel, self._protocol)
+
+        return tuple(put_results(args, result))
 
     def _function(self, fn: Any) -> Callable[..., Any]:
         if type(fn) is str:
@@ -299,7 +351,10 @@ class Worker:
             changes = tracker.changes()
             if changes:
                 found["changes"] = state.pack_changes(changes, self._protocol)
+                self._reported += 1
+                self._pending.append((self._reported, changes))
         except BaseException as error:
+            self._leaving = True  # this replica holds what the others can never hear of: a new worker takes over
             if failure is None:
                 part = error.part if isinstance(error, SerializationError) else "a change of self"
                 failure = wire.describe(error, "serialization", part)
@@ -324,6 +379,13 @@ def _cannot_send(error: BaseException, part: str, what: str) -> wire.Failure:
     return failure._replace(
         message=f"{what} of the step cannot travel back from the worker ({failure.type_name}: {failure.message})"
     )
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return os.curdir  # it has been removed: there is nothing to come home to
 
 
 def step_log(folder: str, step: int) -> str:

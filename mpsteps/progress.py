@@ -128,8 +128,8 @@ class _Telling(Progress):
 
     def run_started(self, run: Any, kept: int) -> None:
         self._run, self._kept, self._began = run, kept, self._clock()
-        workers = f"{run.workers} worker{'' if run.workers == 1 else 's'}"
-        self._tell(f"{type(run.protocol).__name__}: {run.total} steps, {workers}, {run.run_dir}")
+        steps, workers = _count(run.total, "step"), _count(run.workers, "worker")
+        self._tell(f"{type(run.protocol).__name__}: {steps}, {workers}, {run.run_dir}")
         if kept:
             self._tell(f"{kept} of {run.total} steps kept from before")
 
@@ -153,8 +153,8 @@ class _Telling(Progress):
     def steps_skipped(self, run: Any, steps: Sequence[int], because: int) -> None:
         self._skipped += len(steps)
         if self._failed <= MAX_TOLD:
-            count = "1 step is" if len(steps) == 1 else f"{len(steps)} steps are"
-            self._tell(f"{count} skipped, since step {because} failed")
+            verb = "is" if len(steps) == 1 else "are"
+            self._tell(f"{_count(len(steps), 'step')} {verb} skipped, since step {because} failed")
 
     def run_stopping(self, run: Any, reason: str) -> None:
         self._tell(f"stopping: {reason}")
@@ -353,6 +353,10 @@ def _name(run: Any, step: int) -> str:
     """'step 7 ctfStep('mic_007.mrc',)'."""
     s = run.steps[step - 1]
     return f"step {step} {s.funcName.get()}{shorten(s.getArgs(), 60)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _rate(rate: float) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import copy
 import os
 import platform
-import shutil
 import signal
 import socket
 import sys
@@ -17,29 +16,25 @@ from mpsteps._coordinator import Coordinator
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
-from mpsteps._ipc import state, wire
+from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
-from mpsteps._journal import JournalHeader, JournalWriter, RunHistory, StepRecord, read_journal
+from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
 from mpsteps._protocol_run import ProtocolRun
 from mpsteps._recorder import Recorder
-from mpsteps._rundir import RunDirectory
+from mpsteps._resume import Earlier
 from mpsteps._signals import Signals
 from mpsteps._worker import step_log
+from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
 from mpsteps.engines.inline import InlineEngine
-from mpsteps.errors import EngineError, JournalError, MpstepsError, RunDirectoryError, UsageError, ValidationError
+from mpsteps.errors import EngineError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
 
 ENGINES = ("inline", "processes")
-RUNS_FOLDER = "Runs"
-FENCE_SECONDS = 10.0
-"""How long a new coordinator waits for workers of a dead one to be gone (they are killed within a second)."""
-
-logger = logging.getLogger("mpsteps.protocol")
 
 
 def run(
@@ -59,98 +54,85 @@ def run(
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
     had, JournalError when the disk is full; the protocol is failed then. KeyboardInterrupt after Ctrl-C.
     """
+    if protocol._sink is not None:
+        raise UsageError(f"{type(protocol).__name__} is running already")
     try:
-        _check_options(protocol, engine, in_doubt)
+        _check_options(engine, in_doubt, durability)
         if keep_going is not None:
             protocol.keepGoing = keep_going
         messages = protocol.validate()
         if messages:
             raise ValidationError(messages)
-        directory, created = _directory(protocol)
+        place = Workplace(protocol)
     except MpstepsError as error:
         protocol.setFailed(str(error))
         raise
-    session = _Session(protocol, directory, engine, tuple(listeners), durability, in_doubt)
+    session = _Session(protocol, place, engine, tuple(listeners), durability, in_doubt)
     try:
         return session.run()
+    except KeyboardInterrupt:
+        if protocol.isRunning():
+            protocol.setAborted()
+        raise
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):
-            protocol.setFailed(str(error) or type(error).__name__)
-        if created and not session.began:
-            shutil.rmtree(directory.path, ignore_errors=True)  # nothing ran: leave nothing half-made
+        protocol.setFailed(_sentence(error, session.doing))
         raise
     finally:
-        directory.close()
+        place.leave()
 
 
-def _check_options(protocol: Protocol, engine: Optional[str], in_doubt: str) -> None:
+def _check_options(engine: Optional[str], in_doubt: str, durability: str) -> None:
     if engine is not None and engine not in ENGINES:
         raise UsageError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
     if in_doubt not in ("rerun", "fail"):
         raise UsageError(f"in_doubt must be 'rerun' or 'fail', not {in_doubt!r}")
-    if protocol._sink is not None:
-        raise UsageError(f"{type(protocol).__name__} is running already")
+    if durability not in ("process", "power"):
+        raise UsageError(f"durability must be 'process' or 'power', not {durability!r}")
 
 
-def _directory(protocol: Protocol) -> Tuple[RunDirectory, bool]:
-    """The run directory, locked; whether it was made just now."""
-    path = protocol.getWorkingDir()
-    if not path:
-        directory = RunDirectory.create(RUNS_FOLDER, type(protocol).__name__)
-        protocol.setWorkingDir(os.path.relpath(directory.path))
-        created = True
-    else:
-        created = not os.path.lexists(path)
-        directory = RunDirectory.create_at(path)
-    try:
-        directory.lock()
-        if not directory.wait_for_fence(FENCE_SECONDS):
-            pids = ", ".join(str(p) for p in directory.fence_holders())
-            raise RunDirectoryError(
-                f"worker processes of an earlier coordinator are still alive in run {directory.path!r} (pids {pids}): "
-                "end them first"
-            )
-        if protocol.isRestart():
-            directory.clean()
-    except BaseException:
-        directory.close()
-        raise
-    return directory, created
+def _sentence(error: BaseException, doing: str) -> str:
+    """Why a run did not come to its end: our own messages say it themselves, others need their type and place."""
+    if isinstance(error, MpstepsError):
+        return str(error)
+    return f"{doing}{type(error).__name__}: {error}"
 
 
 class _Session:
     """One call of `run`: everything that lives as long as it does."""
 
     def __init__(
-        self, protocol: Protocol, directory: RunDirectory, engine: Optional[str], listeners: Tuple[Listener, ...],
+        self, protocol: Protocol, place: Workplace, engine: Optional[str], listeners: Tuple[Listener, ...],
         durability: str, in_doubt: str,
     ) -> None:  # fmt: skip
         self.protocol = protocol
-        self.directory = directory
+        self.place = place
+        self.directory = place.directory
         self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
         self.workers = protocol.getScipionThreads() if self.engine_name != "inline" else 1
         self.listeners = listeners
         self.durability = durability
         self.in_doubt = in_doubt
-        self.began = False  # a step may have been started
+        self.doing = ""  # the beginning of the sentence, should a hook of the protocol raise
         self.started = time.time()
         self._interrupted: List[int] = []
+        self._in_step = False  # inline: a step runs in this thread now
 
     def run(self) -> RunReport:
         """Insert the steps, run them, close everything."""
         protocol = self.protocol
-        history = self._history()
-        with _log_to(self.directory):
+        with self.place.log():
             protocol.setRunning()
             protocol.info(f"{type(protocol).__name__} starts in {self.directory.path}, engine {self.engine_name}")
             with self._made_engine() as engine:
                 self._insert_steps()  # meanwhile, the engine comes up
-                work = self._work = self._make_work(history, engine)
+                work = self._work = self._make_work(engine)
                 work.check_graph()
-                restored, doubtful = self._restored(history, work)
-                with self._journal(history) as journal:
+                work.earlier = Earlier(self.place.history, protocol, self._recorder.digest, protocol.warning)
+                restored = work.earlier.take_all(work.in_order()) if work.earlier else {}
+                doubtful = self._doubtful(work, restored)
+                with self._journal() as journal:
                     self._recorder.use(journal)
-                    self.began = True
+                    self.place.began = True
                     self._recorder.session(self._session_info())
                     report = self._run_loop(work, restored, doubtful)
         self._raise_signal()
@@ -158,41 +140,31 @@ class _Session:
 
     # ------------------------------------------------------------------- preparation
 
-    def _history(self) -> RunHistory:
-        """What earlier sessions left in this directory."""
-        path = self.directory.journal_path
-        if not os.path.exists(path):
-            return RunHistory()
-        history = read_journal(path).replay()
-        name = type(self.protocol).__name__
-        before = history.sessions[-1].get("class") if history.sessions else name
-        if before != name:
-            raise RunDirectoryError(
-                f"{self.directory.path!r} is a run of protocol {before}, not of {name}: choose another directory"
-            )
-        return history
-
     def _insert_steps(self) -> None:
         protocol = self.protocol
         protocol._steps = []
         protocol._stepsDone.set(0)
         protocol._numberOfSteps.set(0)
+        _own_class_containers(protocol)
+        self.doing = f"{type(protocol).__name__}._insertAllSteps failed: "
         protocol._insertAllSteps()
+        self.doing = ""
         if not protocol._steps and type(protocol)._stepsCheck is Protocol._stepsCheck:
             raise UsageError(
                 f"{type(protocol).__name__} has no steps: its _insertAllSteps must insert them with "
                 "self._insertFunctionStep(...)"
             )
 
-    def _make_work(self, history: RunHistory, engine: Engine) -> ProtocolRun:
+    def _make_work(self, engine: Engine) -> ProtocolRun:
         by_value = self.engine_name != "inline"
-        groups = gpu_groups(self.protocol.getGpuList(), self.workers)
+        cards = self.protocol.getGpuList() if self.protocol.usesGpu() else []
+        groups = gpu_groups(cards, self.workers)
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs
         )
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
-        scheduler = Scheduler(slots, bool(self.protocol.keepGoing))
+        scheduler = Scheduler(slots, bool(self.protocol.keepGoing), ahead=engine.by_value)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
 
@@ -218,29 +190,21 @@ class _Session:
             os.close(fence)
 
     def _run_here(self, message: Tuple[Any, ...]) -> Tuple[Any, ...]:
-        return run_here(message, self._work.tracker, self.protocol, step_log(self.directory.logs, message[0]))
+        """The inline engine's way to run a step."""
+        protocol, home = self.protocol, os.getcwd()
+        self._in_step = True
+        try:
+            reply = run_here(message, self._work.tracker, protocol, step_log(self.directory.logs, message[0]))
+        finally:
+            self._in_step = False
+        if len(reply) == 5 or protocol._currentDir is not None:  # it failed, or entered a directory for good
+            protocol._currentDir = None
+            os.chdir(home)
+        return reply
 
-    def _restored(self, history: RunHistory, work: ProtocolRun) -> Tuple[Dict[int, StepRecord], List[int]]:
-        """The steps that finished before and count, by id; and those that were cut in the middle."""
-        restored: Dict[int, StepRecord] = {}
-        if not history.sessions:
-            return restored, []
-        available = {digest: list(records) for digest, records in history.finished_by_digest.items()}
-        for step in work.in_order():
-            records = available.get(self._recorder.digest(step))
-            if not records or not all(p in restored for p in step._prerequisites):
-                continue
-            files = (records[0].result or {}).get("files", ())
-            if all(os.path.exists(f) for f in files):
-                restored[step._id] = records.pop(0)
-        for record in sorted(restored.values(), key=lambda r: r.order or 0):
-            for change in wire.unpack(record.changes, self.protocol) if record.changes else ():
-                state.apply(self.protocol, change)
-        return restored, self._doubtful(history, work, restored)
-
-    def _doubtful(self, history: RunHistory, work: ProtocolRun, restored: Dict[int, StepRecord]) -> List[int]:
-        digests = {r.digest for r in history.in_doubt}
-        doubtful = [s for s in work.steps if s._id not in restored and self._recorder.digest(s) in digests]
+    def _doubtful(self, work: ProtocolRun, restored: Dict[int, StepRecord]) -> List[int]:
+        """The steps that were cut in the middle by the end of an earlier session, and will run again."""
+        doubtful = [s for s in work.steps if s._id not in restored and work.earlier.was_cut_short(s)]
         if doubtful:
             names = ", ".join(str(s) for s in doubtful[:10])
             if self.in_doubt == "fail":
@@ -252,7 +216,7 @@ class _Session:
         return [s._id for s in doubtful]
 
     @contextlib.contextmanager
-    def _journal(self, history: RunHistory) -> Iterator[JournalWriter]:
+    def _journal(self) -> Iterator[JournalWriter]:
         path = self.directory.journal_path
         if os.path.exists(path):
             journal = JournalWriter.reopen(path, self.durability)
@@ -274,6 +238,7 @@ class _Session:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cwd": os.getcwd(),
+            "workingDir": protocol.getWorkingDir(),
             "started": self.started,
         }
 
@@ -303,10 +268,10 @@ class _Session:
         coordinator = self._coordinator
         if number == signal.SIGINT and count == 1:
             coordinator.post(self._stop_gently)
-        elif number == signal.SIGINT and not coordinator.engine.by_value:
-            raise KeyboardInterrupt  # out of the step that runs in this very thread
         else:
             coordinator.post(self._stop_at_once)
+            if self._in_step:
+                raise KeyboardInterrupt  # out of the step that runs in this very thread, into its try block
 
     def _stop_gently(self) -> None:
         if not self._coordinator.scheduler.stopping:
@@ -323,7 +288,7 @@ class _Session:
     def _finish(self, work: ProtocolRun, doubtful: List[int]) -> RunReport:
         """Status, last record, clean-up, report."""
         protocol = self.protocol
-        protocol._cpuTime += work.cpu_seconds
+        protocol._cpuTime = work.kept_cpu_seconds + work.cpu_seconds
         problem = work.problem
         if problem is not None:
             protocol.setFailed(str(problem) or type(problem).__name__)
@@ -339,7 +304,7 @@ class _Session:
         protocol._report = report
         self._record_end(problem)
         if report.ok:
-            _empty(self.directory.tmp)
+            self.place.empty_tmp()
         protocol.info(report.text())
         for listener in self.listeners:
             listener.run_ended(work, report)
@@ -407,36 +372,14 @@ def _failure_message(work: ProtocolRun) -> str:
     return f"{len(work.failed_steps)} steps failed\n{first}\n{others}"
 
 
-def _empty(folder: str) -> None:
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            os.unlink(entry.path)
-
-
-@contextlib.contextmanager
-def _log_to(directory: RunDirectory) -> Iterator[None]:
-    """Lines of the protocol's log go to logs/run.stdout, warnings and errors to logs/run.stderr as well."""
-    form = logging.Formatter("%(asctime)s %(levelname)s: %(message)s")
-    handlers = []
-    level = logger.level
-    for name, least in (("run.stdout", logging.INFO), ("run.stderr", logging.WARNING)):
-        handler = logging.FileHandler(os.path.join(directory.logs, name), encoding="utf-8", errors="backslashreplace") \
-            if sys.version_info >= (3, 9) else logging.FileHandler(os.path.join(directory.logs, name), encoding="utf-8")
-        handler.setLevel(least)
-        handler.setFormatter(form)
-        handlers.append(handler)
-        logger.addHandler(handler)
-    if logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
-    propagate = logger.propagate
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.propagate = propagate
-        logger.setLevel(level)
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
+def _own_class_containers(protocol: Protocol) -> None:
+    """Lists, dicts and sets of the class become the object's own: steps change them through `self`, and only what is
+    the object's own comes back from a worker."""
+    for cls in type(protocol).__mro__:
+        if cls in Protocol.__mro__:
+            continue
+        for name, value in vars(cls).items():
+            if type(value) in (list, dict, set) and not name.startswith("__") and name not in vars(protocol):
+                with contextlib.suppress(Exception):  # what cannot travel stays the class's, and loads with it
+                    wire.pack(value, protocol)
+                    setattr(protocol, name, copy.copy(value))

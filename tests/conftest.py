@@ -1,62 +1,110 @@
-"""What every test gets: a check that it leaves nothing behind, and a short path for run directories."""
+"""What every test gets: a check that it leaves nothing behind, and a temporary directory that is short and private."""
 
 from __future__ import annotations
 
 import gc
+import glob
 import os
+import tempfile
 import threading
 import time
-from typing import Iterator, List, Set
+import uuid
+from typing import Dict, Iterator, List, Set
 
 import psutil
 import pytest
 
+TOKEN = f"mpsteps-tests-{uuid.uuid4().hex}"
+"""In the environment of every process that tests start, also of those that have detached themselves."""
+os.environ["MPSTEPS_TESTS"] = TOKEN
 
-def _children() -> Set[int]:
+_PATIENCE = 2.0  # seconds: what a dying process may take
+
+
+def processes_of_tests() -> Set[int]:
+    """All processes but this one that were started by tests, however many generations below, and have not ended."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        found.add(process.pid)
+    if os.path.isdir("/proc/self"):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid() and has_token(int(name), TOKEN):
+                found.add(int(name))
+    return found
+
+
+def has_token(pid: int, token: str) -> bool:
+    """Whether a process was started with `token` somewhere in its environment (Linux)."""
     try:
-        return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
-    except psutil.Error:
-        return set()
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            return token.encode() in f.read()
+    except OSError:
+        return False  # it went meanwhile, or is somebody else's
 
 
 def _descriptors() -> List[str]:
-    """Where this process's descriptors lead, without those that Python itself opens and keeps."""
+    """Where this process's descriptors lead, without those that Python and matplotlib (fonts) open and keep."""
     found = []
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         try:
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
         except OSError:
             continue  # the one that listed them
-    return sorted(t for t in found if not t.startswith(("/dev/", "/proc/")) and not t.endswith(".ttf"))
+    return sorted(t for t in found if not t.startswith(("/dev/", "/proc/")) and not t.endswith((".ttf", ".otf")))
 
 
 def _threads() -> Set[str]:
     return {t.name for t in threading.enumerate() if t.name.startswith("mpsteps")}
 
 
+def _files() -> Set[str]:
+    """Shared memory and temporary files that carry our name."""
+    return {
+        path
+        for folder in ("/dev/shm", tempfile.gettempdir())
+        for path in glob.glob(os.path.join(folder, "*mpsteps*"))
+        if os.path.isfile(path)
+    }
+
+
+def _mappings() -> int:
+    """How many blocks of shared memory of ours are mapped into this process."""
+    try:
+        with open("/proc/self/maps") as f:
+            return sum("memfd:mpsteps" in line for line in f)
+    except OSError:
+        return 0
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Processes, threads, descriptors and shared memory of a test must be gone when it ends (waits up to 2 s)."""
-    children, descriptors, threads = _children(), _descriptors() if os.path.isdir("/proc/self/fd") else [], _threads()
+    processes, descriptors, threads, files = processes_of_tests(), _descriptors(), _threads(), _files()
+    mappings = _mappings()
     yield
-    gc.collect()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + _PATIENCE
     while True:
-        left = _children() - children
-        more = len(_descriptors()) - len(descriptors) if descriptors else 0
-        running = _threads() - threads
-        if not left and more <= 0 and not running:
+        left: Dict[str, object] = {
+            "processes": [_describe(pid) for pid in processes_of_tests() - processes],
+            "threads": _threads() - threads,
+            "files": _files() - files,
+        }
+        if len(_descriptors()) > len(descriptors):
+            left["descriptors"] = f"{_descriptors()} (before: {descriptors})"
+        if _mappings() > mappings:
+            left["mappings of shared memory"] = _mappings() - mappings
+        left = {what: which for what, which in left.items() if which}
+        if not left:
             return
         if time.monotonic() > deadline:
-            break
+            pytest.fail(f"left behind: {left}")
+        gc.collect()
         time.sleep(0.01)
-    assert not left, f"processes left behind: {[_describe(pid) for pid in left]}"
-    assert not running, f"threads left behind: {running}"
-    assert more <= 0, f"descriptors left behind: {_descriptors()} (before: {descriptors})"
 
 
 def _describe(pid: int) -> str:
     try:
-        return f"{pid} {' '.join(psutil.Process(pid).cmdline())[:200]}"
+        process = psutil.Process(pid)
+        return f"{pid} {process.status()} {' '.join(process.cmdline())[:200]}"
     except psutil.Error:
         return str(pid)

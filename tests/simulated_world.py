@@ -16,6 +16,7 @@ from mpsteps._core import events as ev
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import FINAL, LOCAL, PLAIN, Demand, Status
+from mpsteps.errors import PrerequisiteError
 
 TOTALS = {"cpus": 3, "memory": 100, "licence": 2}
 GPUS = (4, 7)
@@ -82,11 +83,16 @@ class World:
         return step
 
     def add_prerequisites(self, step: int, prerequisites: Iterable[int]) -> None:
+        """PrerequisiteError, and nothing has happened, if the scheduler refuses it."""
         added = tuple(prerequisites)
-        for p in set(added) - self.needs[step]:
+        before, self.needs[step] = self.needs[step], self.needs[step] | set(added)
+        try:
+            self._tell(ev.PrerequisitesAdded(step, added), skipped=self._hopeless([step]))
+        except PrerequisiteError:
+            self.needs[step] = before
+            raise
+        for p in self.needs[step] - before:
             self.dependants.setdefault(p, []).append(step)
-        self.needs[step] |= set(added)
-        self._tell(ev.PrerequisitesAdded(step, added), skipped=self._hopeless([step]))
 
     def hold(self, step: int) -> None:
         self.held.add(step)
@@ -248,7 +254,7 @@ class World:
             self.check()
 
     def _dispatched(self, command: ev.Dispatch) -> None:
-        worker, steps = command
+        worker, steps = command.worker, command.steps
         assert not self.stopping, f"{command} while the run stops"
         assert worker in self.workers, f"{command} to a worker that is dead"
         w = self.workers[worker]

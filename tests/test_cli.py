@@ -626,7 +626,8 @@ def test_a_full_disk_under_stdout_is_told(cli):
         assert ended.code == 1
         assert os.strerror(errno.ENOSPC) in ended.err
         assert "Traceback" not in ended.err
-        assert cli("run", "squares.py", "--run-dir", "out", stderr=full).code == 0
+        (cli.folder / "quick").touch()
+        assert cli("run", "waiting.py", stderr=full).code == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")

@@ -122,10 +122,15 @@ Event = Union[
 
 
 class Dispatch(NamedTuple):
-    """Send these steps, in this order, to this worker's lane (LOCAL: run it in the coordinator process)."""
+    """Send these steps, in this order, to this worker's lane (LOCAL: run it in the coordinator process).
+
+    `ahead`: empty, or for each step its prerequisites that have not finished: they stand before it in that lane. The
+    worker runs the step if they have all finished there, and gives it back otherwise.
+    """
 
     worker: int
     steps: Tuple[int, ...]
+    ahead: Tuple[Tuple[int, ...], ...] = ()
 
 
 class Running(NamedTuple):

@@ -17,6 +17,7 @@ import heapq
 from collections import deque
 from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Set, Tuple
 
+from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
@@ -66,6 +67,7 @@ class Lanes:
         self._withdrawn: Set[int] = set()
         self._last_turn = 0
         self._first_turn = 0  # steps that come back get turns below those of all others
+        self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
         self._mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
         # A step that joins the end of the queue changes nothing for those before it, unless it raises the even share
         # so far that a lane takes more. These two words make that test cheap: it is made for every step added.
@@ -102,10 +104,12 @@ class Lanes:
         if left:
             self.leave(worker, left, commands)
         del self._lanes[worker]
+        if self.ahead is not None:
+            self.ahead.gone(worker)
         return left
 
     def join(self, step: int) -> None:
-        """A step has become READY: it waits behind all others, or where it stood when it was withdrawn."""
+        """A step has become READY: it waits behind all others (or, once withdrawn, where it still stands)."""
         if step in self._withdrawn:
             self._withdrawn.remove(step)
             return
@@ -145,6 +149,8 @@ class Lanes:
         queue = lane.steps
         before = len(queue)
         self._take_out(worker, queue, steps)
+        if self.ahead is not None:
+            self.ahead.answered(steps)
         if worker == LOCAL or lane.alone:
             for step in steps:
                 self.slots.give(step)
@@ -192,6 +198,8 @@ class Lanes:
             return
         if self._plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
+        if self.ahead is not None and stirred:
+            self._assign_ahead(self.ahead, commands)
 
     def _begin(self, worker: int, step: int, commands: List[Command]) -> None:
         self._register.move(step, Cause.BEGAN)
@@ -272,7 +280,36 @@ class Lanes:
                 if not length:
                     self.slots.take(-worker, PLAIN)
                     self._begin(worker, sent[0], commands)
+                if self.ahead is not None and lane.expected < LANE_SECONDS:
+                    self.ahead.follow(worker, sent, len(lanes))
         self._remember_room(lanes)
+
+    def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
+        """Send blocked steps behind their prerequisites, as far as lanes of short steps have room."""
+        functions = self._register.functions
+        lanes = [(w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.steps and not lane.alone]
+        for worker, lane in lanes:
+            sent: List[int] = []
+            missing: List[Tuple[int, ...]] = []
+            length = len(lane.steps)
+            while length * 2 <= LANE_DEPTH or (sent and length < LANE_DEPTH):
+                step = ahead.take(worker)
+                if step is None:
+                    break
+                expected = self._mean.get(functions[step])
+                if expected is None or lane.expected + expected > LANE_SECONDS:
+                    if expected is not None:
+                        ahead.put_back(worker, step)
+                    break
+                self._register.move(step, Cause.SENT_AHEAD)
+                lane.steps.append(step)
+                lane.expected += expected
+                length += 1
+                sent.append(step)
+                missing.append(ahead.missing(step))
+                ahead.follow(worker, (step,), len(lanes))
+            if sent:
+                commands.append(Dispatch(worker, tuple(sent), tuple(missing)))
 
     def _open_steps(self) -> int:
         counts = self._register.counts
@@ -327,6 +364,8 @@ class Lanes:
 
     def check_invariants(self, stopping: bool) -> None:
         """Raise AssertionError if the state contradicts itself."""
+        if self.ahead is not None:
+            self.ahead.check_invariants({w: tuple(lane.steps) for w, lane in self._lanes.items()})
         statuses = self._register.statuses
         in_lanes = [s for lane in self._lanes.values() for s in lane.steps]
         assert len(in_lanes) == len(set(in_lanes)), "a step is in two lanes"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Hashable, List, Optional, Sequence, Tuple
 
+from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import (
     Closed,
     Command,
@@ -38,6 +39,7 @@ from mpsteps.errors import InternalError, PrerequisiteError
 
 _BLOCKED, _READY, _FINISHED = int(Status.BLOCKED), int(Status.READY), int(Status.FINISHED)
 _LOST_CAUSE = (int(Status.FAILED), int(Status.SKIPPED))
+_IN_LANE = (int(Status.DISPATCHED), int(Status.RUNNING))
 _CAN_BE_SKIPPED = (int(Status.BLOCKED), int(Status.HELD))
 
 
@@ -45,15 +47,19 @@ class Scheduler:
     """Decides which step runs where, and what a failure means for the others.
 
     `keep_going`: after a failure everything that does not depend on it still runs; otherwise no new step starts.
+    `ahead`: short steps may follow their prerequisites into the same lane.
     """
 
-    def __init__(self, slots: SlotPool, keep_going: bool = False) -> None:
+    def __init__(self, slots: SlotPool, keep_going: bool = False, ahead: bool = False) -> None:
         self.slots = slots
         self.keep_going = keep_going
         self.stopping = False
         self._register = Register()
         self._graph = Graph()
         self._lanes = Lanes(self._register, slots)
+        if ahead:
+            self._lanes.ahead = Ahead(self._register, self._graph)
+        self._doomed: Dict[int, int] = {}  # step in a lane, sent ahead -> the failed step it depends on
         self._attempts: Dict[int, int] = {}  # failed attempts, only of steps that had any
         self._blame: Dict[int, int] = {}  # skipped step -> the failed step it depends on
 
@@ -149,6 +155,8 @@ class Scheduler:
             if statuses[p] != _FINISHED:
                 waits.append(p)
         self._graph.link(step, waits)
+        if self._lanes.ahead is not None:
+            self._lanes.ahead.linked(step, waits)
 
     def _unblock(self, step: int) -> None:
         if self._register.statuses[step] == _BLOCKED and not self._graph.missing(step):
@@ -220,7 +228,7 @@ class Scheduler:
             raise InternalError(f"worker {event.worker} gives back no steps")
         self._lanes.leave(event.worker, event.steps, commands)
         for step in reversed(event.steps):
-            self._back(step, Cause.RETURNED)
+            self._give_back(step, commands)
 
     def _step_failed(self, event: StepFailed, commands: List[Command]) -> None:
         self._lanes.leave(event.worker, (event.step,), commands)
@@ -236,7 +244,7 @@ class Scheduler:
             if step == began:
                 self._attempt_failed(step, event.final, commands)
             else:
-                self._back(step, Cause.RETURNED)
+                self._give_back(step, commands)
 
     def _stop_requested(self, event: StopRequested, commands: List[Command]) -> None:
         self._stop(commands)
@@ -255,6 +263,16 @@ class Scheduler:
         if not self.keep_going:
             self._stop(commands)
 
+    def _give_back(self, step: int, commands: List[Command]) -> None:
+        """A step was sent and not begun. One that was sent ahead waits for its prerequisites again, or for ever."""
+        if not self._graph.missing(step):
+            self._back(step, Cause.RETURNED)
+            return
+        self._register.move(step, Cause.RETURNED_EARLY)
+        because = self._doomed.pop(step, None)
+        if because is not None:
+            self._skip((step,), because, commands)
+
     def _back(self, step: int, cause: Cause) -> None:
         self._register.move(step, cause)
         self._lanes.rejoin(step)
@@ -270,6 +288,8 @@ class Scheduler:
                 self._blame[s] = because
                 skipped.append(s)
                 todo.extend(self._graph.close(s))
+            elif statuses[s] in _IN_LANE and self._graph.missing(s):
+                self._doomed[s] = because  # sent ahead: its worker is about to give it back
         if skipped:
             commands.append(Closed(tuple(skipped), Status.SKIPPED, because))
 

@@ -47,6 +47,8 @@ class Cause(enum.IntEnum):
     FAILED = 12
     RETRIED = 13
     AWAITS_USER = 14
+    SENT_AHEAD = 15
+    RETURNED_EARLY = 16
 
 
 # (from, cause) -> to. Anything else is a bug and raises InternalError with the step's story. docs/state-diagram.md is
@@ -67,6 +69,9 @@ TRANSITIONS: Dict[Tuple[Status, Cause], Status] = {
     (Status.READY, Cause.RESTORED): Status.FINISHED,
     (Status.HELD, Cause.RESTORED): Status.FINISHED,
     (Status.READY, Cause.ASSIGNED): Status.DISPATCHED,
+    (Status.BLOCKED, Cause.SENT_AHEAD): Status.DISPATCHED,
+    (Status.DISPATCHED, Cause.RETURNED_EARLY): Status.BLOCKED,
+    (Status.RUNNING, Cause.RETURNED_EARLY): Status.BLOCKED,
     (Status.DISPATCHED, Cause.BEGAN): Status.RUNNING,
     (Status.DISPATCHED, Cause.RETURNED): Status.READY,
     (Status.RUNNING, Cause.RETURNED): Status.READY,

@@ -16,6 +16,8 @@ import struct
 from collections import deque
 from typing import Any, Deque, List, Optional, Tuple
 
+from mpsteps.errors import EngineError
+
 _LENGTH = struct.Struct("=I")
 _MAX_FDS = 16
 _CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # where it is missing (macOS), `take_fds` sets the flag
@@ -96,10 +98,15 @@ def plug_stdio() -> None:
     """Put the null device where descriptor 0, 1 or 2 is closed, and leave it there.
 
     The next descriptor that is opened would take that place, and whatever is printed later, by any library or program,
-    would end up in it: in a socket, or in a ring.
+    would end up in it: in a socket, or in a ring. Raises EngineError where there is no null device.
     """
     while True:
-        fd = os.open(os.devnull, os.O_RDWR)
+        try:
+            fd = os.open(os.devnull, os.O_RDWR)
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                return  # no number is free, and so none of these
+            raise EngineError(f"{os.devnull} cannot be opened: {error.strerror}") from error
         if fd > 2:
             os.close(fd)
             return

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import marshal
 import zlib
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from mpsteps._ipc import wire
 from mpsteps.errors import SerializationError
@@ -56,7 +56,7 @@ class Absent:
     __setitem__ = __delitem__ = __contains__ = __bool__ = __int__ = __float__ = __add__ = __next__ = _refuse
 
 
-def _fingerprint(value: Any) -> Any:
+def _fingerprint(value: Any, anchor: Any) -> Any:
     """Equal for equal content of containers and objects; cheap enough to take after every step.
 
     Plain nested containers go through marshal; arrays through a checksum of their buffer, anything else through
@@ -64,41 +64,42 @@ def _fingerprint(value: Any) -> Any:
     """
     dtype = getattr(value, "dtype", None)
     if dtype is not None and hasattr(value, "flags") and hasattr(value, "shape"):
-        return _array_fingerprint(value, dtype)
+        return _array_fingerprint(value, dtype, anchor)
     try:
         data = marshal.dumps(value, _MARSHAL_VERSION)
     except ValueError:  # an object marshal does not know, somewhere inside
-        data = wire.pack(value)
+        data = wire.fingerprint(value, anchor)
     return data if len(data) < 512 else (len(data), hash(data))
 
 
-def _array_fingerprint(array: Any, dtype: Any) -> Any:
+def _array_fingerprint(array: Any, dtype: Any, anchor: Any) -> Any:
     if getattr(dtype, "hasobject", False):
-        return wire.pack(array)
+        return wire.fingerprint(array, anchor)
     if not array.flags.writeable:
         return (array.shape, str(dtype), "read-only")
     data = array if array.flags.c_contiguous else array.copy()
     return (array.shape, str(dtype), zlib.crc32(memoryview(data).cast("B") if array.size else b""))
 
 
-def _detail(value: Any) -> Any:
+def _detail(value: Any, anchor: Any) -> Any:
     """What is needed to describe a later change of a container as a small operation."""
     kind = type(value)
     if kind is list:
-        return len(value), _fingerprint(value)
+        return len(value), _fingerprint(value, anchor)
     if kind is dict:
-        return {k: v if type(v) in _ATOMS else _Mark(v) for k, v in value.items()}
+        return {k: v if type(v) in _ATOMS else _Mark(v, anchor) for k, v in value.items()}
     if kind is set:
         return set(value)
     return None
 
 
 class _Mark:
-    """What an attribute was: its identity, and for what can change in place a fingerprint."""
+    """What an attribute was: its identity, and for what can change in place a fingerprint. `anchor`: see `wire`."""
 
-    __slots__ = ("detail", "print", "scalar", "value")
+    __slots__ = ("anchor", "detail", "print", "scalar", "value")
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, anchor: Any) -> None:
+        self.anchor = anchor
         self.value = value
         self.scalar = _is_scalar(value)
         if self.scalar:
@@ -106,10 +107,10 @@ class _Mark:
             self.detail: Any = None
         else:
             try:
-                self.print = _fingerprint(value)
+                self.print = _fingerprint(value, anchor)
+                self.detail = _detail(value, anchor)
             except Exception:  # it cannot travel: only its identity can be watched
-                self.print = None
-            self.detail = _detail(value)
+                self.print = self.detail = None
 
     def same(self, value: Any) -> bool:
         """Whether `value` is still what was marked."""
@@ -119,7 +120,7 @@ class _Mark:
             now = value.get()
             return now is self.print or (type(now) is type(self.print) and now == self.print)
         try:
-            return self.print is None or bool(_fingerprint(value) == self.print)
+            return self.print is None or bool(_fingerprint(value, self.anchor) == self.print)
         except Exception:  # it could be pickled before and now cannot: it changed, and sending it will say why
             return False
 
@@ -145,7 +146,7 @@ class Tracker:
     def _remember(self, name: str, value: Any) -> None:
         if name in self._ignored or type(value) is Absent:
             return
-        self._marks[name] = value if type(value) in _ATOMS else _Mark(value)
+        self._marks[name] = value if type(value) in _ATOMS else _Mark(value, self._target)
 
     def changes(self) -> List[Change]:
         """The operations that lead from the state at the last call to the state now; then now is remembered."""
@@ -169,18 +170,44 @@ class Tracker:
                 found.append(("-", name))
         return found
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        """Carry out changes that others made, without reporting them as this object's own."""
-        names = set()
+    def apply(self, changes: Iterable[Change], pending: Sequence[Change] = ()) -> None:
+        """Carry out changes that others made, without reporting them as this object's own.
+
+        `pending`: changes reported from here that those others had not heard of. They come after `changes` in the
+        truth: what they appended to the same lists is set aside meanwhile, and they are carried out again.
+        """
+        changes = list(changes)
+        names = {change[1] for change in changes}
+        again = [change for change in pending if change[1] in names]
+        if again:
+            self._set_aside(again)
         for change in changes:
             apply(self._target, change)
-            names.add(change[1])
+        for change in again:
+            self._redo(change)
         attributes = vars(self._target)
         for name in names:
             if name in attributes:
                 self._remember(name, attributes[name])
             else:
                 self._marks.pop(name, None)
+
+
+    def _set_aside(self, pending: Sequence[Change]) -> None:
+        """Take what was appended off the ends of lists, where nothing but appending happened to them."""
+        replaced = {change[1] for change in pending if change[0] in "=-"}
+        for name in {change[1] for change in pending} - replaced:
+            value = vars(self._target).get(name)
+            count = sum(len(change[3]) for change in pending if change[0] == "+" and change[1] == name)
+            if count and type(value) is list:
+                del value[-count:]
+
+    def _redo(self, change: Change) -> None:
+        value = vars(self._target).get(change[1])
+        if change[0] == "+" and type(value) is list:
+            value.extend(change[3])
+        else:
+            apply(self._target, change)
 
 
 def _difference(name: str, mark: Any, value: Any) -> List[Change]:
@@ -192,7 +219,7 @@ def _difference(name: str, mark: Any, value: Any) -> List[Change]:
     kind = type(value)
     if kind is list:
         start, old_print = mark.detail
-        if len(value) > start and _fingerprint(value[:start]) == old_print:
+        if len(value) > start and _fingerprint(value[:start], mark.anchor) == old_print:
             return [("+", name, start, value[start:])]
     elif kind is dict:
         return _dict_difference(name, mark.detail, value)

@@ -10,8 +10,11 @@ Messages from the coordinator (a positive number is a step id, a negative one an
     (id, attempt, function, arguments, changes, extras)   run a step
         function   str: a method of the protocol; int: a published function; bytes: a parcel of a callable
         arguments  tuple of plain values, or bytes: a parcel of (args, kwargs)
-        changes    None, or parcels of changes of self that this worker has not seen, in order
-        extras     None, or a dict: gpus, tokens, results (a parcel per `ResultOf`), ...
+        changes    what the worker must hear of first: None; the number of its replies with changes of self that
+                   have been taken in; or (that number, parcels of others' changes in order)
+        extras     None, or a dict: gpus; results (by step id, a parcel for each `ResultOf`; None: a step before this
+                   one in the lane returns it); ahead (ids of prerequisites that stand before it in the lane: if one
+                   of them has not finished there when it is this one's turn, give this one back)
     (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel)
 
 Messages from a worker:
@@ -61,7 +64,7 @@ def is_plain(value: Any, depth: int = 4) -> bool:
     if not depth:
         return False
     if kind is tuple or kind is list:
-        for v in value:
+        for v in value:  # noqa: SIM110  # a generator would cost as much again, for every step
             if type(v) not in _ATOMS and not is_plain(v, depth - 1):
                 return False
         return True
@@ -109,13 +112,35 @@ def unpack(parcel: bytes, anchor: Any = None) -> Any:
     return _AnchoredUnpickler(buffer, anchor).load()
 
 
-class _AnchoredPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
     def __init__(self, file: io.BytesIO, anchor: Any) -> None:
         super().__init__(file, protocol=_PROTOCOL)
         self._anchor = anchor
 
+    def reducer_override(self, obj: Any) -> Any:
+        """cloudpickle would send the content of an open file in its place: a copy that passes for the file."""
+        if isinstance(obj, io.TextIOWrapper):
+            raise TypeError("cannot pickle an open file")
+        return super().reducer_override(obj)
+
+
+class _AnchoredPickler(_Pickler):
     def persistent_id(self, obj: Any) -> Optional[str]:
         return "anchor" if obj is self._anchor else None
+
+
+class _Fingerprinter(_Pickler):
+    """Without `persistent_id`, which is called for every single object: what this writes is never read."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (str, ("anchor",)) if obj is self._anchor else super().reducer_override(obj)
+
+
+def fingerprint(value: Any, anchor: Any) -> bytes:
+    """Bytes that are equal for equal content within one process. Raises what cannot be pickled."""
+    buffer = io.BytesIO()
+    _Fingerprinter(buffer, anchor).dump(value)
+    return buffer.getvalue()
 
 
 class _AnchoredUnpickler(pickle.Unpickler):
@@ -169,12 +194,14 @@ def describe(error: BaseException, kind: str = "exception", part: str = "") -> F
     """
     if kind == "exception" and error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
+    text = _safe_str(error)
+    travels = kind == "exception" and len(text) < _MAX_EXCEPTION
     return Failure(
         kind,
         _type_name(error),
-        _shorten(_safe_str(error)),
+        _shorten(text),
         _shorten(format_traceback(error)),
-        pack_exception(error) if kind == "exception" else None,
+        pack_exception(error) if travels else None,
         part,
     )
 

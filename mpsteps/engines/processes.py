@@ -31,6 +31,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, next_spin
 from mpsteps._ipc.lane import Board
+from mpsteps._ipc.link import plug_stdio
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
@@ -97,6 +98,7 @@ class ProcessEngine:
             raise EngineError("sys.executable is not set: mpsteps does not know which Python to start workers with")
         self._owner = os.getpid()
         try:
+            plug_stdio()
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
             self._start_zygote()

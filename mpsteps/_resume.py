@@ -1,0 +1,94 @@
+"""What earlier sessions of a run left for this one: which steps have finished already and need not run again.
+
+A step is recognised by its digest (function, arguments, prerequisites), never by its place, and it is kept only if
+everything before it is kept. That goes for the steps of `_insertAllSteps` and, as they come, for those that are
+inserted while the run goes on.
+
+A step that changed the graph itself (it inserted steps, released one, added prerequisites) runs again although it has
+finished: what it did to the graph stands nowhere in the protocol's source, so that without it steps would be missing.
+What it inserts is recognised then, and kept. (Scipion's own generator steps run again in the same way.)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
+
+from mpsteps._ipc import state, wire
+from mpsteps._journal import RunHistory, StepRecord
+from mpsteps._recorder import CHANGED_GRAPH
+from mpsteps.steps import Step
+
+
+class Kept(NamedTuple):
+    """A step that needs not run again: its record, and the changes of self that it made then."""
+
+    record: StepRecord
+    changes: List[state.Change]
+
+
+class Earlier:
+    """The finished steps of earlier sessions, to be taken one by one. `warn` is told what could not be read."""
+
+    def __init__(
+        self, history: RunHistory, protocol: Any, digest: Callable[[Step], str], warn: Callable[[str], None]
+    ) -> None:
+        self._protocol = protocol
+        self._digest = digest
+        self._warn = warn
+        self._available = {d: list(records) for d, records in history.finished_by_digest.items()}
+        self._doubtful: Dict[str, int] = {}
+        for record in history.in_doubt:
+            self._doubtful[record.digest] = self._doubtful.get(record.digest, 0) + 1
+        self._settled: Set[int] = set()  # steps of this session whose earlier outcome counts for those behind them
+
+    def __bool__(self) -> bool:
+        return bool(self._available or self._doubtful)
+
+    def take(self, step: Step) -> Optional[Kept]:
+        """What is known of this very step, if that is enough not to run it; each record is given away once."""
+        records = self._available.get(self._digest(step))
+        if not records or not all(p in self._settled for p in step._prerequisites):
+            return None
+        record = records[0]
+        result = record.result or {}
+        if not all(os.path.exists(f) for f in result.get("files", ())):
+            return None
+        changes = self._changes(record)
+        if changes is None:
+            return None
+        records.pop(0)
+        self._settled.add(step._id)
+        return None if result.get(CHANGED_GRAPH) else Kept(record, changes)
+
+    def take_all(self, steps: Iterable[Step]) -> Dict[int, StepRecord]:
+        """Those of `steps` (each after its prerequisites) that are kept, by id; their changes are made on self."""
+        found: Dict[int, Kept] = {}
+        for step in steps:
+            kept = self.take(step)
+            if kept is not None:
+                found[step._id] = kept
+        for kept in sorted(found.values(), key=lambda k: k.record.order or 0):  # as they were made
+            for change in kept.changes:
+                state.apply(self._protocol, change)
+        return {step: kept.record for step, kept in found.items()}
+
+    def was_cut_short(self, step: Step) -> bool:
+        """Whether a step that is about to run was in flight when an earlier session broke off; tells of each once."""
+        digest = self._digest(step)
+        count = self._doubtful.get(digest, 0)
+        if count:
+            self._doubtful[digest] = count - 1
+        return count > 0
+
+    def _changes(self, record: StepRecord) -> Optional[List[state.Change]]:
+        if not record.changes:
+            return []
+        try:
+            return list(wire.unpack(record.changes, self._protocol))
+        except Exception as error:  # the user's own code, when it is loaded
+            self._warn(
+                f"step {record.id} {record.func} runs again: what it changed on self cannot be read any more "
+                f"({type(error).__name__}: {error})"
+            )
+            return None

@@ -1,0 +1,298 @@
+"""Steps sent ahead: chains of short steps fill a lane, and what happens when one in front fails, dies or is taken back."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any, Deque, Dict, List, Set
+
+import pytest
+
+from mpsteps._core.events import (
+    Closed,
+    Dispatch,
+    Retry,
+    Revoke,
+    StepAdded,
+    StepFailed,
+    StepsFinished,
+    StepsReturned,
+    WorkerLost,
+    WorkerReady,
+)
+from mpsteps._core.scheduler import Scheduler
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import PLAIN, Demand, Status
+
+SHORT = 1e-6
+
+
+def make(workers: int = 1, keep_going: bool = True) -> Scheduler:
+    """A scheduler that knows from step 1 that function 'f' is short."""
+    scheduler = Scheduler(SlotPool(workers), keep_going, ahead=True)
+    for worker in range(1, workers + 1):
+        scheduler.handle(WorkerReady(worker))
+    scheduler.handle(StepAdded(1, function="f"))
+    scheduler.handle(StepsFinished(1, (1,), (SHORT,)))
+    return scheduler
+
+
+def add(scheduler: Scheduler, *steps: StepAdded) -> List[Any]:
+    """All commands after adding these; afterwards everything is as it should be."""
+    commands = [c for step in steps for c in scheduler.handle(step)]
+    scheduler.check_invariants()
+    return commands
+
+
+def test_a_chain_goes_into_one_lane_behind_its_first_step() -> None:
+    """No round trip: the whole chain is with the worker, and each message names what it waits for."""
+    scheduler = make()
+    scheduler.handle(StepAdded(2, held=True, function="f"))
+    add(scheduler, *(StepAdded(i, (i - 1,), function="f") for i in range(3, 7)))
+    from mpsteps._core.events import StepReleased
+
+    commands = scheduler.handle(StepReleased(2))
+
+    assert [c for c in commands if type(c) is Dispatch] == [
+        Dispatch(1, (2,)),
+        Dispatch(1, (3, 4, 5, 6), ((2,), (3,), (4,), (5,))),
+    ]
+    assert scheduler.lane(1) == (2, 3, 4, 5, 6)
+    scheduler.check_invariants()
+
+
+def test_a_step_whose_prerequisites_are_in_two_lanes_waits() -> None:
+    """Only one lane keeps an order."""
+    scheduler = make(workers=2)
+    add(scheduler, StepAdded(2, function="f"), StepAdded(3, function="f"))
+    assert {scheduler.lane(1), scheduler.lane(2)} == {(2,), (3,)}
+
+    add(scheduler, StepAdded(4, (2, 3), function="f"))
+
+    assert scheduler.status(4) is Status.BLOCKED
+
+
+def test_half_of_a_fan_out_is_left_for_the_other_worker() -> None:
+    """A lane that took all dependants of its step would leave the other one idle."""
+    scheduler = make(workers=2)
+    add(scheduler, StepAdded(2, held=True, function="f"))
+    add(scheduler, *(StepAdded(i, (2,), function="f") for i in range(3, 13)))
+    from mpsteps._core.events import StepReleased
+
+    scheduler.handle(StepReleased(2))
+
+    ahead = [s for s in range(3, 13) if scheduler.status(s) is Status.DISPATCHED]
+    assert len(ahead) == 5
+    scheduler.check_invariants()
+
+
+def test_steps_of_unknown_or_long_functions_are_not_sent_ahead() -> None:
+    """What is behind a long step could run elsewhere by the time its turn comes."""
+    scheduler = make()
+    add(scheduler, StepAdded(2, function="f"), StepAdded(3, (2,), function="unknown"))
+
+    assert scheduler.lane(1) == (2,)
+
+
+def test_a_step_with_a_demand_is_never_sent_ahead() -> None:
+    """It always has a lane to itself."""
+    scheduler = make()
+    add(scheduler, StepAdded(2, function="f"), StepAdded(3, (2,), demand=Demand(retries=1), function="f"))
+
+    assert scheduler.lane(1) == (2,)
+
+
+def test_when_the_one_in_front_fails_the_rest_is_skipped_once_it_is_given_back() -> None:
+    """Not before: until the worker has answered, it might run them."""
+    scheduler = chain_in_lane()
+
+    commands = scheduler.handle(StepFailed(1, 2))
+    assert [c for c in commands if type(c) is Closed] == [Closed((2,), Status.FAILED)]
+
+    commands = scheduler.handle(StepsReturned(1, (3, 4)))
+    skipped = {s for c in commands if type(c) is Closed for s in c.steps if c.status is Status.SKIPPED}
+    assert skipped == {3, 4, 5}
+    assert scheduler.blame(5) == 2
+    scheduler.check_invariants()
+
+
+def test_when_the_worker_dies_the_rest_waits_or_is_skipped_with_its_victim() -> None:
+    """None of them was begun."""
+    scheduler = chain_in_lane()
+
+    commands = scheduler.handle(WorkerLost(1, began=2))
+
+    assert {s for c in commands if type(c) is Closed for s in c.steps if c.status is Status.SKIPPED} == {3, 4, 5}
+    scheduler.check_invariants()
+
+
+def test_when_the_worker_dies_between_steps_the_chain_starts_again_elsewhere() -> None:
+    """The first is ready again, the others are blocked again, and follow it to the new worker."""
+    scheduler = chain_in_lane()
+    scheduler.handle(WorkerLost(1))
+    assert scheduler.status(2) is Status.READY
+    assert scheduler.status(3) is Status.BLOCKED
+
+    scheduler.handle(WorkerReady(2))
+
+    assert scheduler.lane(2)[:3] == (2, 3, 4)
+    scheduler.check_invariants()
+
+
+def test_a_chain_of_a_thousand_takes_a_few_messages() -> None:
+    """That is what it is for."""
+    scheduler = make()
+    first = [StepAdded(2, (1,), held=True, function="f")]
+    add(scheduler, *first)
+    for i in range(3, 1003):
+        scheduler.handle(StepAdded(i, (i - 1,), function="f"))
+    from mpsteps._core.events import StepReleased
+
+    todo = scheduler.handle(StepReleased(2))
+    dispatches = 0
+    while todo:
+        found = [c for c in todo if type(c) is Dispatch]
+        dispatches += len(found)
+        todo = [c for d in found for c in scheduler.handle(StepsFinished(d.worker, d.steps, (SHORT,) * len(d.steps)))]
+
+    assert scheduler.counts[Status.FINISHED] == 1002
+    assert dispatches < 20
+
+
+def chain_in_lane() -> Scheduler:
+    """2 -> 3 -> 4 in the lane of worker 1; 5 waits for 4 and is of unknown length."""
+    scheduler = make()
+    add(scheduler, StepAdded(2, held=True, function="f"))
+    add(scheduler, StepAdded(3, (2,), function="f"), StepAdded(4, (3,), function="f"), StepAdded(5, (4,), function="u"))
+    from mpsteps._core.events import StepReleased
+
+    scheduler.handle(StepReleased(2))
+    assert scheduler.lane(1) == (2, 3, 4)
+    return scheduler
+
+
+class Workers:
+    """Simulated workers: they run their lanes in order, fail, die, give back, and check what they are sent."""
+
+    def __init__(self, seed: int, steps: int) -> None:
+        self.random = random.Random(seed)
+        self.scheduler = Scheduler(SlotPool(3), keep_going=self.random.random() < 0.7, ahead=True)
+        self.lanes: Dict[int, Deque[Any]] = {}  # worker -> (step, ahead)
+        self.recent: Dict[int, Set[int]] = {}  # worker -> steps that finished there
+        self.finished: Set[int] = set()
+        self.entered: Dict[int, int] = {}
+        self.failed: Dict[int, int] = {}
+        self.needs: Dict[int, Set[int]] = {}
+        self.ahead_runs = 0
+        self.last_worker = 0
+        for _ in range(3):
+            self.new_worker()
+        self.total = steps
+
+    def new_worker(self) -> None:
+        self.last_worker += 1
+        self.lanes[self.last_worker], self.recent[self.last_worker] = deque(), set()
+        self.tell(WorkerReady(self.last_worker))
+
+    def tell(self, event: Any) -> None:
+        for c in self.scheduler.handle(event):
+            if type(c) is Dispatch:
+                ahead = c.ahead or ((),) * len(c.steps)
+                assert len(ahead) == len(c.steps)
+                for step, missing in zip(c.steps, ahead):
+                    assert self.needs[step] - self.finished == set(missing), f"{step} sent with {missing}"
+                    in_front = {s for s, _ in self.lanes[c.worker]} | self.recent[c.worker]
+                    assert set(missing) <= in_front
+                    self.lanes[c.worker].append((step, missing))
+            elif type(c) is Closed and c.status is Status.FINISHED:
+                self.finished.update(c.steps)
+            elif type(c) is Revoke:
+                self.give_back(c.worker)
+            elif type(c) is Retry:
+                assert c.attempt <= 2
+        self.scheduler.check_invariants()
+
+    def give_back(self, worker: int) -> None:
+        steps = tuple(s for s, _ in self.lanes[worker])
+        self.lanes[worker].clear()
+        if steps:
+            self.tell(StepsReturned(worker, steps))
+
+    def act(self) -> None:
+        worker = self.random.choice([w for w, lane in self.lanes.items() if lane])
+        chance = self.random.random()
+        if chance < 0.02:
+            began = self.lanes[worker][0][0] if self.random.random() < 0.5 else None
+            if began is not None and self.lanes[worker][0][1] and not self.may_run(worker):
+                began = None
+            if began is not None:
+                self.enter(began)
+                self.failed[began] = self.failed.get(began, 0) + 1
+            del self.lanes[worker]
+            self.tell(WorkerLost(worker, began))
+            self.new_worker()
+        elif chance < 0.04:
+            self.give_back(worker)
+        elif not self.may_run(worker):
+            step, _ = self.lanes[worker].popleft()
+            self.tell(StepsReturned(worker, (step,)))
+        elif chance < 0.08:
+            step, _ = self.lanes[worker].popleft()
+            self.enter(step)
+            self.failed[step] = self.failed.get(step, 0) + 1
+            self.tell(StepFailed(worker, step))
+        else:
+            self.finish(worker)
+
+    def may_run(self, worker: int) -> bool:
+        return set(self.lanes[worker][0][1]) <= self.recent[worker]
+
+    def enter(self, step: int) -> None:
+        self.entered[step] = self.entered.get(step, 0) + 1
+
+    def finish(self, worker: int) -> None:
+        batch = []
+        for _ in range(self.random.randrange(1, 6)):
+            if not self.lanes[worker] or not self.may_run(worker):
+                break
+            step, missing = self.lanes[worker].popleft()
+            self.ahead_runs += bool(missing)
+            self.enter(step)
+            self.recent[worker].add(step)
+            batch.append(step)
+        if batch:
+            self.tell(StepsFinished(worker, tuple(batch), (SHORT,) * len(batch)))
+
+    def run(self) -> None:
+        for step in range(1, self.total + 1):
+            count = min(step - 1, self.random.choice((0, 1, 1, 1, 2, 3)))
+            near = list(range(max(1, step - 8), step))
+            self.needs[step] = set(self.random.sample(near, min(count, len(near))))
+            demand = Demand(retries=1) if self.random.random() < 0.1 else PLAIN
+            self.tell(StepAdded(step, tuple(self.needs[step]), False, demand, "f"))
+            if self.random.random() < 0.3 and any(self.lanes.values()):
+                self.act()
+        for _ in range(20 * self.total + 100):
+            if not any(self.lanes.values()):
+                break
+            self.act()
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_graphs_with_deaths_failures_and_returns(block: int) -> None:
+    """Order, once an attempt, every fate sealed: in 400 random worlds, with many steps sent ahead."""
+    ahead = 0
+    for seed in range(block * 100, block * 100 + 100):
+        world = Workers(seed, 40)
+        world.run()
+        ahead += world.ahead_runs
+        scheduler = world.scheduler
+        assert not any(world.lanes.values()), f"seed {seed} does not end"
+        for step in world.needs:
+            status = scheduler.status(step)
+            assert world.entered.get(step, 0) == world.failed.get(step, 0) + (status is Status.FINISHED)
+            if status is Status.FINISHED:
+                assert world.needs[step] <= world.finished
+            elif not scheduler.stopping:
+                assert status in (Status.FAILED, Status.SKIPPED), f"seed {seed}: {scheduler.story(step)}"
+    assert ahead > 100

@@ -1,0 +1,857 @@
+"""StepPool as any executor: what the standard library promises of `concurrent.futures.Executor`, and what it does not.
+
+Functions that cross to a worker are in `pool_steps` and `bad_objects`; lambdas and closures are used where it is about
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import operator
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple
+
+import bad_objects
+import psutil
+import pytest
+from pool_steps import (
+    SOON,
+    Gate,
+    LeavesTrace,
+    Thing,
+    capture,
+    fail_plainly,
+    fail_with_a_cause,
+    nested_executor,
+    nested_mp_pool,
+    nested_pool,
+    until,
+    wait_for,
+)
+
+from mpsteps import EngineError, MpstepsError, SerializationError, StepLost, StepPool
+from mpsteps.errors import RemoteTraceback
+
+
+@pytest.fixture
+def pool() -> Iterator[StepPool]:
+    with StepPool(2) as pool:
+        yield pool
+
+
+def is_collected(reference: Callable[[], Any]) -> None:
+    """The coordinator's thread may let go a moment after it has set the result."""
+    until(lambda: (gc.collect(), reference() is None)[1])
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path)
+    yield gate
+    gate.open()
+
+
+# --------------------------------------------------------------------------------- submit
+
+
+def test_a_call_runs_in_another_process(pool: StepPool) -> None:
+    """The result is that of the call, and it was not made here."""
+    assert pool.submit(pow, 2, 8).result(SOON) == 256
+    assert pool.submit(os.getpid).result(SOON) != os.getpid()
+
+
+def test_keywords_of_any_name_reach_the_function(pool: StepPool) -> None:
+    """Also `self` and `fn`, which `submit` itself uses."""
+    assert pool.submit(divmod, 7, 2).result(SOON) == (3, 1)
+    assert pool.submit(capture, 1, self=2, fn=3, name=4, after=5).result(SOON) == (
+        (1,), {"self": 2, "fn": 3, "name": 4, "after": 5},
+    )  # fmt: skip
+    with pytest.raises(TypeError):
+        pool.submit(fn=capture)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        pool.submit()  # type: ignore[call-arg]
+
+
+def test_what_is_not_callable_is_refused_at_once(pool: StepPool) -> None:
+    """Not in a worker, some time later."""
+    for bad in (3, None, "abs"):
+        with pytest.raises(TypeError, match="runs a callable"):
+            pool.submit(bad)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="runs a callable"):
+            pool.map(bad, [1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [0, -1, -(10**30)])
+def test_fewer_than_one_worker_is_refused(number: int) -> None:
+    """With the message of the standard library."""
+    with pytest.raises(ValueError, match="max_workers must be greater than 0"):
+        StepPool(number)
+
+
+@pytest.mark.parametrize("number", ["2", 2.0, True, [2]])
+def test_max_workers_must_be_an_integer(number: Any) -> None:
+    """2.0 and True would work by accident."""
+    with pytest.raises(TypeError, match="max_workers must be an integer"):
+        StepPool(number)
+
+
+def test_a_pool_has_as_many_workers_as_it_was_told(gate: Gate) -> None:
+    """Three steps that wait for each other run on three workers, and the default is at least one."""
+    with StepPool(max_workers=3) as pool:
+        held = [gate.hold(pool) for _ in range(3)]
+        gate.open()
+        assert len({f.result(SOON) for f in held}) == 3
+    with StepPool() as pool:
+        assert pool.submit(abs, -1).result(SOON) == 1
+
+
+@pytest.mark.versions
+def test_any_kind_of_callable_can_be_submitted(pool: StepPool) -> None:
+    """Lambdas, closures, partials, bound, static and class methods, builtins, classes, callable objects."""
+    outer = 10
+    assert pool.submit(lambda x: x + outer, 1).result(SOON) == 11
+    assert pool.submit(functools.partial(operator.add, 1), 2).result(SOON) == 3
+    assert pool.submit(functools.partial(lambda a, b: a - b, b=1), 2).result(SOON) == 1
+    assert pool.submit(Thing(5).method).result(SOON) == 5
+    assert pool.submit(Thing.of_class).result(SOON) == "Thing"
+    assert pool.submit(Thing.static, 1).result(SOON) == 2
+    assert pool.submit([1, 2, 2].count, 2).result(SOON) == 2
+    assert pool.submit("a-b".split, "-").result(SOON) == ["a", "b"]
+    assert pool.submit(int, "7").result(SOON) == 7
+    assert pool.submit(Thing, 3).result(SOON).value == 3
+    assert pool.submit(Thing(), 3).result(SOON) == 6
+    assert pool.submit(dict.fromkeys, "ab").result(SOON) == {"a": None, "b": None}
+    assert pool.submit(bad_objects.Unhashable(), 3).result(SOON) == 4
+
+
+def test_a_closure_is_sent_as_it_is_at_the_time(pool: StepPool) -> None:
+    """Not as it was when the same function was sent for the first time."""
+    counter = 0
+
+    def read() -> int:
+        return counter
+
+    assert pool.submit(read).result(SOON) == 0
+    counter = 1
+    assert pool.submit(read).result(SOON) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 10**40, -0.0, "\ud800", b"x" * 100_000, [1, [2, (3, {"a": {4}})]], {(1, 2): None}, ..., Thing.static],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_come_back_as_they_went(pool: StepPool, value: Any) -> None:
+    """With their types, however they are packed on the way."""
+    back = pool.submit(bad_objects.pass_on, value).result(SOON)
+    assert (type(back), repr(back)) == (type(value), repr(value))
+
+
+def test_containers_that_contain_themselves_travel(pool: StepPool) -> None:
+    """Looking for futures in the arguments must end."""
+    ring: List[Any] = [1]
+    ring.append(ring)
+    back = pool.submit(bad_objects.pass_on, ring).result(SOON)
+    assert back[1] is back
+    table: Any = {}
+    table["self"] = [table]
+    assert pool.submit(len, table).result(SOON) == 1
+
+
+def test_arguments_larger_than_a_lane_arrive(pool: StepPool) -> None:
+    """A lane holds some hundred kilobytes; ten megabytes go through it, both ways."""
+    data = os.urandom(10_000_000)
+    assert pool.submit(bad_objects.pass_on, data).result(SOON) == data
+
+
+def test_many_threads_submit_at_once(pool: StepPool) -> None:
+    """Eight threads with a thousand calls each: every one gets its own results, in its own order."""
+    results: List[List[int]] = [[] for _ in range(8)]
+
+    def submit_many(k: int) -> None:
+        mine = [pool.submit(abs, -k * 1000 - i) for i in range(1000)]
+        results[k] = [f.result(SOON) for f in mine]
+
+    threads = [threading.Thread(target=submit_many, args=(k,)) for k in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert results == [[k * 1000 + i for i in range(1000)] for k in range(8)]
+
+
+def test_a_pool_may_be_made_and_used_in_a_thread() -> None:
+    """Nothing in it needs the main thread."""
+    found: List[int] = []
+
+    def work() -> None:
+        with StepPool(1) as pool:
+            found.extend(pool.map(abs, [-1, -2]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(SOON)
+    assert found == [1, 2]
+
+
+def test_two_pools_know_nothing_of_each_other() -> None:
+    """Each has its own workers; a future of one may be an argument in the other."""
+    with StepPool(1) as one, StepPool(1) as two:
+        assert one.submit(os.getpid).result(SOON) != two.submit(os.getpid).result(SOON)
+        assert two.submit(abs, one.submit(operator.neg, 5)).result(SOON) == 5
+
+
+def test_a_done_callback_may_submit_more(pool: StepPool) -> None:
+    """It runs in the pool's own thread, which must not wait for itself."""
+    done: futures.Future[int] = futures.Future()
+
+    def again(f: futures.Future[int]) -> None:
+        if f.result() >= 5:
+            done.set_result(f.result())
+        else:
+            pool.submit(operator.add, f.result(), 1).add_done_callback(again)
+
+    pool.submit(abs, 0).add_done_callback(again)
+    assert done.result(SOON) == 5
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_done_callback_that_raises_harms_nobody_else(
+    pool: StepPool, caplog: pytest.LogCaptureFixture, kind: Any
+) -> None:
+    """It is logged, and the pool goes on."""
+    pool.submit(abs, 1).add_done_callback(lambda _: bad_objects.raise_it(kind, "in a callback"))
+    assert pool.submit(abs, -2).result(SOON) == 2
+    pool.shutdown()
+    assert "in a callback" in caplog.text
+
+
+# ------------------------------------------------------------------------------------ map
+
+
+def test_map_gives_results_in_order(pool: StepPool) -> None:
+    """Also of several iterables, of which the shortest ends it."""
+    assert list(pool.map(pow, range(10), range(10))) == list(map(pow, range(10), range(10)))
+    assert list(pool.map(capture, [], [1])) == []
+    assert list(pool.map(operator.add, range(3), iter([1, 2]))) == [1, 3]
+
+
+@pytest.mark.parametrize("size", [1, 6, 40, 50])
+def test_map_in_chunks_of_any_size_gives_the_same(pool: StepPool, size: int) -> None:
+    """One step for each call, some, all of them, or more than there are."""
+    assert list(pool.map(pow, range(40), range(40), chunksize=size)) == list(map(pow, range(40), range(40)))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_chunksize_below_one_is_refused(pool: StepPool, size: int) -> None:
+    """At the call, not when the first result is asked for."""
+    with pytest.raises(ValueError, match="chunksize"):
+        pool.map(abs, [1], chunksize=size)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_map_raises_what_a_call_raised_in_its_place(pool: StepPool, size: int) -> None:
+    """The results before it can be taken."""
+    results = pool.map(divmod, [1, 1, 1, 1], [2, 3, 0, 5], chunksize=size)
+    assert next(results) == (0, 1)
+    assert next(results) == (0, 1)
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_map_times_out(pool: StepPool, gate: Gate) -> None:
+    """Results that are there can be taken; waiting for the next one ends with TimeoutError."""
+    pool.submit(abs, 1).result(SOON)  # the workers are up
+    results = pool.map(wait_for, [os.devnull, os.devnull, gate.path, gate.path, gate.path, gate.path], timeout=0.5)
+    assert [next(results), next(results)] == [os.devnull, os.devnull]
+    with pytest.raises(futures.TimeoutError):
+        next(results)
+
+
+def test_map_reads_its_arguments_at_once_or_as_far_as_told(pool: StepPool) -> None:
+    """`buffersize` bounds how far it reads ahead of what is taken, so that endless iterables can be mapped."""
+    read: List[int] = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(1_000_000_000):
+            read.append(i)
+            yield -i
+
+    results = pool.map(abs, numbers(), buffersize=3)
+    assert read == [0, 1, 2]
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert read == list(range(8))
+    assert list(pool.map(abs, range(-5, 0), buffersize=2, chunksize=2)) == [5, 4, 3, 2, 1]
+    for bad, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)):
+        with pytest.raises(error, match="buffersize"):
+            pool.map(abs, [1], buffersize=bad)  # type: ignore[arg-type]
+
+
+def test_map_with_a_buffer_ends_when_the_pool_is_gone() -> None:
+    """It keeps no pool alive: what was submitted is handed out, and no more."""
+    results = StepPool(1).map(abs, range(0, -10, -1), buffersize=2)
+    gc.collect()
+    assert list(results) == [0, 1]
+
+
+# ------------------------------------------------------------------- references to objects
+
+
+def test_the_pool_lets_go_of_a_method_and_its_object(pool: StepPool) -> None:
+    """When the step is done, also if nobody kept the future."""
+    thing = Thing()
+    reference = weakref.ref(thing)
+    pool.submit(thing.method)
+    del thing
+    is_collected(reference)
+
+
+@pytest.mark.parametrize("function", [bad_objects.pass_on, functools.partial(bad_objects.raise_it, KeyError)])
+def test_the_pool_lets_go_of_arguments(pool: StepPool, function: Any) -> None:
+    """Of steps that ended well and of steps that failed, while their futures are still held."""
+    thing = Thing()
+    reference = weakref.ref(thing)
+    future = pool.submit(function, thing)
+    futures.wait([future], SOON)
+    del thing
+    is_collected(reference)
+
+
+def test_the_pool_lets_go_of_results_and_exceptions(pool: StepPool) -> None:
+    """They belong to the future, and go with it, without the help of the garbage collector."""
+    gc.disable()
+    try:
+        for call in ((Thing,), (bad_objects.raise_it, bad_objects.WithLock, "x")):
+            future = pool.submit(*call)
+            futures.wait([future], SOON)
+            references = [weakref.ref(future), weakref.ref(future.exception() or future.result())]
+            del future
+            until(lambda: [r() for r in references] == [None, None])
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_map_keeps_no_result_that_it_has_handed_out(pool: StepPool, size: int) -> None:
+    """A loop over large results holds one of them at a time."""
+    for thing in pool.map(Thing, range(5), chunksize=size):
+        reference = weakref.ref(thing)
+        del thing
+        is_collected(reference)
+
+
+def test_a_worker_lets_go_of_arguments_when_the_step_is_done(pool: StepPool, tmp_path: Path) -> None:
+    """Not when the next step comes, or the worker ends."""
+    path = tmp_path / "collected"
+    pool.submit(id, LeavesTrace(str(path))).result(SOON)
+    until(path.exists)
+
+
+def test_a_pool_that_nobody_holds_ends_by_itself() -> None:
+    """Its steps are run to their end first. (That processes and threads are gone is checked after every test.)"""
+    pool = StepPool(2)
+    reference = weakref.ref(pool)
+    results = pool.map(abs, range(-5, 5))
+    del pool
+    assert reference() is None
+    assert list(results) == [5, 4, 3, 2, 1, 0, 1, 2, 3, 4]
+
+
+# ----------------------------------------------------------------------- wait, as_completed
+
+
+def finished(value: int = 42) -> futures.Future[int]:
+    future: futures.Future[int] = futures.Future()
+    future.set_result(value)
+    return future
+
+
+def cancelled() -> futures.Future[int]:
+    future: futures.Future[int] = futures.Future()
+    future.cancel()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def test_as_completed_gives_each_future_once(pool: StepPool) -> None:
+    """Among futures of others, done or cancelled; a future that is given twice comes once."""
+    mine = [pool.submit(abs, -i) for i in range(3)]
+    others = [finished(), cancelled()]
+    assert sorted(map(id, futures.as_completed(mine + others + mine, SOON))) == sorted(map(id, mine + others))
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_as_completed_times_out(pool: StepPool, gate: Gate, seconds: float) -> None:
+    """After it has given what was done."""
+    held, done = gate.hold(pool), finished()
+    completed = futures.as_completed([held, done], seconds)
+    assert next(completed) is done
+    with pytest.raises(futures.TimeoutError, match=r"1 \(of 2\) futures unfinished"):
+        next(completed)
+
+
+def test_wait_for_the_first(pool: StepPool, gate: Gate) -> None:
+    """FIRST_COMPLETED returns while others run."""
+    held, quick = gate.hold(pool), pool.submit(abs, -1)
+    assert futures.wait([held, quick], SOON, futures.FIRST_COMPLETED) == ({quick}, {held})
+
+
+def test_wait_for_the_first_exception(pool: StepPool, gate: Gate) -> None:
+    """FIRST_EXCEPTION does not return for a result, and does for an exception."""
+    held, good, bad = gate.hold(pool), pool.submit(abs, -1), pool.submit(divmod, 1, 0)
+    assert futures.wait([held, good, bad], SOON, futures.FIRST_EXCEPTION) == ({good, bad}, {held})
+
+
+def test_wait_for_all(pool: StepPool) -> None:
+    """ALL_COMPLETED counts failed and cancelled ones as well."""
+    fs = {pool.submit(divmod, 1, 0), pool.submit(abs, 1), cancelled()}
+    assert futures.wait(fs, SOON, futures.ALL_COMPLETED) == (fs, set())
+
+
+def test_wait_times_out(pool: StepPool, gate: Gate) -> None:
+    """And says what is not done."""
+    held, done = gate.hold(pool), finished()
+    assert futures.wait([held, done], 0.05) == ({done}, {held})
+
+
+def test_asyncio_awaits_steps(pool: StepPool) -> None:
+    """By `run_in_executor` and by `wrap_future`; an exception is raised where it is awaited."""
+
+    async def main() -> List[Any]:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ZeroDivisionError):
+            await loop.run_in_executor(pool, divmod, 1, 0)
+        return await asyncio.gather(
+            loop.run_in_executor(pool, abs, -1), asyncio.wrap_future(pool.submit(abs, -2)), asyncio.sleep(0, 3)
+        )
+
+    assert asyncio.run(main()) == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------ cancelling
+
+
+def test_a_step_that_has_not_begun_can_be_cancelled(gate: Gate) -> None:
+    """One that runs cannot. Those who wait for it learn of it, and it does not run."""
+    with StepPool(1) as pool:
+        held, pending, behind = gate.hold(pool), pool.submit(os.mkdir, gate.path + ".dir"), pool.submit(abs, -3)
+        assert not held.cancel()
+        assert pending.cancel()
+        assert pending.cancelled()
+        gate.open()
+        assert futures.wait([held, pending, behind], SOON).not_done == set()
+        with pytest.raises(futures.CancelledError):
+            pending.result()
+        assert behind.result() == 3
+    assert not os.path.exists(gate.path + ".dir")
+
+
+def test_cancelling_at_any_moment_leaves_a_future_done(pool: StepPool) -> None:
+    """However it races with the pool: it is cancelled, or it has its result."""
+    for i in range(200):
+        future = pool.submit(abs, -i)
+        was_cancelled = future.cancel()
+        assert not futures.wait([future], SOON).not_done
+        assert future.cancelled() == was_cancelled
+        assert was_cancelled or future.result() == i
+
+
+# -------------------------------------------------------------------------------- shutdown
+
+
+def test_nothing_is_accepted_after_shutdown(pool: StepPool) -> None:
+    """With the words of the standard library; a second shutdown does nothing."""
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        pool.submit(pow, 2, 5)
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        pool.map(abs, [1])
+    pool.shutdown()
+
+
+def test_shutdown_waits_for_all_that_was_submitted(pool: StepPool) -> None:
+    """Also for what has not begun."""
+    fs = [pool.submit(time.sleep, 0.005) for _ in range(50)]
+    pool.shutdown()
+    assert all(f.done() for f in fs)
+    assert [f.result() for f in fs] == [None] * 50
+
+
+def test_shutdown_right_after_submitting_does_not_hang() -> None:
+    """Before any worker is up."""
+    for _ in range(3):
+        pool = StepPool(2)
+        pool.map(str, [2] * 3)
+        pool.shutdown()
+
+
+def test_shutdown_right_after_a_cancel_does_not_hang() -> None:
+    """The last thing that is left may be a cancelled step."""
+    pool = StepPool(1)
+    pool.submit(int).result(SOON)
+    pool.submit(int).cancel()
+    pool.shutdown()
+
+
+def test_shutdown_without_waiting_returns_at_once(gate: Gate) -> None:
+    """What was submitted runs nevertheless."""
+    pool = StepPool(1)
+    held, behind = gate.hold(pool), pool.submit(abs, -1)
+    pool.shutdown(wait=False)
+    assert not held.done()
+    gate.open()
+    assert behind.result(SOON) == 1
+    pool.shutdown()
+
+
+def test_shutdown_can_cancel_what_has_not_begun(gate: Gate) -> None:
+    """Those who wait learn it at once, while the running step runs on to its end."""
+    pool = StepPool(1)
+    held = gate.hold(pool)
+    behind = [pool.submit(abs, -1) for _ in range(50)]
+    last = pool.submit_step(operator.neg, behind[0], after=behind)
+    foreign: futures.Future[int] = futures.Future()
+    outside = pool.submit(abs, foreign)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert futures.wait([*behind, last, outside], SOON).not_done == set()
+    assert all(f.cancelled() for f in [*behind, last, outside])
+    assert not held.done()
+    gate.open()
+    pool.shutdown()
+    assert held.result(0) > 0
+
+
+def test_the_with_statement_waits(gate: Gate) -> None:
+    """At its end everything is done, and an exception inside comes through."""
+    with pytest.raises(LookupError), StepPool(2) as pool:  # noqa: PT012
+        future = pool.submit(abs, -1)
+        raise LookupError
+    assert future.result(0) == 1
+
+
+def test_shutdown_in_a_done_callback_does_not_wait_for_itself() -> None:
+    """It runs in the thread that would have to end."""
+    pool = StepPool(1)
+    future = pool.submit(abs, -1)
+    future.add_done_callback(lambda _: pool.shutdown(wait=True))
+    assert future.result(SOON) == 1
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        until(lambda: pool.submit(abs, 1) is None)
+    pool.shutdown()
+
+
+# ------------------------------------------------------------------ exceptions of the step
+
+
+@pytest.mark.versions
+def test_the_traceback_of_the_worker_comes_with_the_exception(pool: StepPool) -> None:
+    """As its cause, as text with the source line; and in the traceback that Python prints."""
+    import traceback
+
+    error = pool.submit(fail_plainly).exception(SOON)
+    assert isinstance(error, RuntimeError)
+    assert error.args == (123,)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "raise RuntimeError(123)  # the line that raised" in error.__cause__.tb
+    assert "the line that raised" in "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    assert "fail_plainly" in [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def test_an_exception_keeps_its_own_cause(pool: StepPool) -> None:
+    """`raise ... from` means the same as without a pool."""
+    error = pool.submit(fail_with_a_cause).exception(SOON)
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, KeyError)
+    assert error.__cause__.args == ("inner",)
+
+
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError, MemoryError]
+)
+def test_exceptions_with_a_meaning_of_their_own_are_only_told(pool: StepPool, kind: Any) -> None:
+    """They end neither the worker nor the pool's thread, and the future is not cancelled by one."""
+    pid = pool.submit(os.getpid).result(SOON)
+    fs = [pool.submit(bad_objects.raise_it, kind, "told") for _ in range(4)]
+    assert [type(f.exception(SOON)) for f in fs] == [kind] * 4
+    assert {pool.submit(os.getpid).result(SOON) for _ in range(10)} >= {pid} - {0}
+    assert not any(f.cancelled() for f in fs)
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(("kind", "args"), bad_objects.ODD_EXCEPTIONS, ids=lambda v: getattr(v, "__name__", None))
+def test_exceptions_that_pickle_badly_are_told_nevertheless(pool: StepPool, kind: Any, args: Tuple[Any, ...]) -> None:
+    """As themselves where that is possible, else as a StepError with their type, message and traceback."""
+    error = pool.submit(bad_objects.raise_it, kind, *args).exception(SOON)
+    assert isinstance(error, (kind, MpstepsError))
+    if isinstance(error, MpstepsError):
+        assert kind.__name__ in str(error)
+        assert "raise kind(*args)" in str(error.__cause__)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+def test_a_keyword_only_exception_is_told_with_its_message(pool: StepPool) -> None:
+    """pickle cannot make it again from its arguments: there are none."""
+    error = pool.submit(lambda: bad_objects.raise_it(functools.partial(bad_objects.KeywordOnly, path="x.mrc")))
+    assert "cannot read x.mrc" in str(error.exception(SOON))
+
+
+def test_an_exception_that_kills_when_it_is_opened_kills_its_worker_only(pool: StepPool) -> None:
+    """The worker tries it first."""
+    with pytest.raises(StepLost, match="SIGSEGV"):
+        pool.submit(bad_objects.raise_it, bad_objects.CrashAtExceptionUnpickle).result(SOON)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+# ------------------------------------------------------------- what cannot travel, and how
+
+
+@pytest.mark.parametrize(
+    "bad", [bad_objects.ErrorAtPickle, bad_objects.ExitAtPickle, threading.Lock], ids=lambda kind: kind.__name__
+)
+def test_an_argument_that_cannot_be_packed_is_named(pool: StepPool, bad: Any) -> None:
+    """By its position or its keyword, on that future alone."""
+    error = pool.submit(capture, 1, bad(), 2).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert error.part.startswith("argument 2")
+    assert "argument 2" in str(error)
+    error = pool.submit(capture, 1, key=bad()).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert "argument key=" in str(error)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+def test_a_function_that_cannot_be_packed_is_named(pool: StepPool) -> None:
+    """A closure over a lock, say; also one whose attributes raise."""
+    lock = threading.Lock()
+    error = pool.submit(lambda: lock).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert error.part == "function"
+    assert "lambda" in str(error)
+    with pytest.raises(RuntimeError, match="error in getattr"):
+        pool.submit(bad_objects.ErrorAtGetattr())
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+@pytest.mark.parametrize("bad", [bad_objects.ErrorAtUnpickle, bad_objects.ExitAtUnpickle], ids=lambda k: k.__name__)
+def test_an_argument_that_cannot_be_opened_is_an_error_of_its_step(pool: StepPool, bad: Any) -> None:
+    """The worker survives it."""
+    error = pool.submit(capture, bad()).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert "arguments" in str(error)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+def test_an_argument_that_kills_when_it_is_opened_is_a_lost_step(pool: StepPool) -> None:
+    """Its worker had begun the step."""
+    with pytest.raises(StepLost, match="SIGSEGV"):
+        pool.submit(capture, bad_objects.CrashAtUnpickle()).result(SOON)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        bad_objects.ErrorAtPickle, bad_objects.ExitAtPickle, bad_objects.ErrorAtUnpickle, bad_objects.ExitAtUnpickle,
+        bad_objects.ErrorElsewhere, bad_objects.ExitElsewhere, threading.Lock,
+    ],
+    ids=lambda kind: kind.__name__,
+)  # fmt: skip
+def test_a_result_that_cannot_travel_is_an_error_of_its_step(pool: StepPool, bad: Any) -> None:
+    """Wherever it fails: packed or tried in the worker, or opened here."""
+    error = pool.submit(bad_objects.make, bad).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert error.part == "result"
+    assert "result" in str(error)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+@pytest.mark.parametrize("bad", [bad_objects.CrashAtPickle, bad_objects.CrashAtUnpickle], ids=lambda k: k.__name__)
+def test_a_result_that_kills_is_a_lost_step(pool: StepPool, bad: Any) -> None:
+    """The worker opens what it packed before this process does: it is the one to die."""
+    with pytest.raises(StepLost, match="SIGSEGV"):
+        pool.submit(bad_objects.make, bad).result(SOON)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+def test_an_argument_that_kills_when_it_is_collected_costs_one_worker(pool: StepPool) -> None:
+    """It does so before the step is reported, and so has one victim."""
+    with pytest.raises(StepLost, match="SIGSEGV"):
+        pool.submit(id, bad_objects.CrashAtGC()).result(SOON)
+    assert pool.submit(abs, -1).result(SOON) == 1
+
+
+def test_an_argument_whose_repr_fails_can_be_told_of(pool: StepPool) -> None:
+    """Messages show arguments, and must not fail over them."""
+    error = pool.submit(bad_objects.vanish, bad_objects.ErrorAtRepr()).exception(SOON)
+    assert error is not None
+    error = pool.submit(capture, bad_objects.ErrorAtRepr(), bad_objects.ErrorAtPickle()).exception(SOON)
+    assert isinstance(error, SerializationError)
+
+
+# ------------------------------------------------------------------------- deaths of workers
+
+
+def test_a_killed_worker_fails_the_step_it_ran_and_no_other(gate: Gate) -> None:
+    """StepLost says which process, and the signal by name. The pool goes on with as many workers as before."""
+    with StepPool(2) as pool:
+        held = [gate.hold(pool), gate.hold(pool)]
+        behind = [pool.submit(abs, -i) for i in range(100)]
+        victim, other = (p for p in workers())
+        victim.kill()
+        done, _ = futures.wait(held, SOON, futures.FIRST_COMPLETED)
+        error = done.pop().exception()
+        assert isinstance(error, StepLost)
+        assert (error.pid, error.exitcode) == (victim.pid, -signal.SIGKILL)
+        assert f"worker {victim.pid}" in str(error)
+        assert "SIGKILL" in str(error)
+        assert [f.result(SOON) for f in behind] == list(range(100))
+        gate.open()
+        assert [f.result(SOON) for f in held if not isinstance(f.exception(SOON), StepLost)] == [other.pid]
+        until(lambda: len(workers()) == 2)
+
+
+def workers() -> List[psutil.Process]:
+    """The workers of the one pool of this process: children of its zygote."""
+    return [w for zygote in psutil.Process().children() for w in zygote.children()]
+
+
+def test_a_step_that_exits_its_process_is_lost_with_its_exit_code(pool: StepPool) -> None:
+    """os._exit, as a library's abort handler may do."""
+    error = pool.submit(bad_objects.vanish, 7).exception(SOON)
+    assert isinstance(error, StepLost)
+    assert error.exitcode == 7
+    assert "exit code 7" in str(error)
+    assert "vanish(7,)" in str(error)
+
+
+def test_a_pool_survives_any_number_of_deaths(pool: StepPool) -> None:
+    """Every other step kills its worker; the others all finish."""
+    fs = [pool.submit(bad_objects.vanish if i % 2 else abs, i) for i in range(20)]
+    for i, f in enumerate(fs):
+        if i % 2:
+            assert isinstance(f.exception(SOON), StepLost)
+        else:
+            assert f.result(SOON) == i
+
+
+def test_all_workers_killed_at_once_are_replaced(gate: Gate) -> None:
+    """Between steps, and while all of them run."""
+    with StepPool(3) as pool:
+        list(pool.map(abs, range(10)))
+        for p in workers():
+            p.kill()
+        assert list(pool.map(abs, range(-100, 0))) == list(range(100, 0, -1))
+        held = [gate.hold(pool) for _ in range(3)]
+        behind = [pool.submit(abs, i) for i in range(100)]
+        for p in workers():
+            p.kill()
+        assert all(isinstance(f.exception(SOON), StepLost) for f in held)
+        assert [f.result(SOON) for f in behind] == list(range(100))
+
+
+def test_a_worker_that_dies_with_large_data_on_its_way_hangs_nobody(pool: StepPool) -> None:
+    """Ten megabytes for each of four steps, of which every one kills its worker."""
+    data = "a" * 10_000_000
+    fs = [pool.submit(bad_objects.crash, data) for _ in range(4)]
+    assert all(isinstance(f.exception(SOON), StepLost) for f in fs)
+
+
+def test_a_death_after_shutdown_hangs_nobody() -> None:
+    """The last step of a pool may be the one that kills."""
+    pool = StepPool(2)
+    future = pool.submit(bad_objects.crash)
+    unpackable = pool.submit(id, bad_objects.ErrorAtPickle())
+    pool.shutdown()
+    assert isinstance(future.exception(0), StepLost)
+    assert isinstance(unpackable.exception(0), SerializationError)
+
+
+def test_the_process_that_starts_workers_may_be_killed(gate: Gate) -> None:
+    """Everything below it goes with it; a new one is started, and what had not begun is run."""
+    with StepPool(1) as pool:
+        held, behind = gate.hold(pool), pool.submit(abs, -1)
+        (zygote,) = psutil.Process().children()
+        zygote.kill()
+        with pytest.raises(StepLost, match="the process that starts workers was killed"):
+            held.result(SOON)
+        assert behind.result(SOON) == 1
+
+
+def test_a_pool_that_cannot_have_workers_any_more_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To all futures, and to who submits afterwards; nobody waits for ever."""
+    from mpsteps import _pool_work
+
+    def give_up(*_: Any) -> Any:
+        raise EngineError("no worker process can be started: the machine is full")
+
+    with StepPool(1) as pool:
+        assert pool.submit(abs, -1).result(SOON) == 1
+        foreign: futures.Future[int] = futures.Future()
+        waiting = pool.submit(abs, foreign)
+        monkeypatch.setattr(_pool_work.PoolWork, "message", give_up)
+        pending = pool.submit(abs, 1)
+        for f in (pending, waiting):
+            with pytest.raises(EngineError, match="the machine is full"):
+                f.result(SOON)
+        with pytest.raises(EngineError, match="the machine is full"):
+            pool.submit(abs, 1)
+        foreign.set_result(1)
+
+
+def test_workers_that_cannot_be_started_are_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left of the attempt."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(EngineError, match="cannot be started"):
+        StepPool(1)
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python refuses new threads while it shuts down."""
+
+    def refuse(_: Any) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="interpreter shutdown"):
+        StepPool(1)
+
+
+# -------------------------------------------------------------------------- pools in steps
+
+
+@pytest.mark.versions
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of fork in a process with threads
+@pytest.mark.parametrize("function", [nested_pool, nested_executor, nested_mp_pool], ids=lambda f: f.__name__)
+def test_a_step_may_have_a_pool_of_its_own(pool: StepPool, function: Any) -> None:
+    """Workers are no daemons."""
+    assert pool.submit(function, 4).result(SOON) == [4, 3, 2, 1]
+
+
+def test_a_fork_of_the_process_cannot_use_the_pool_and_ends_well(pool: StepPool) -> None:
+    """It has neither the thread nor the workers: an error, not a wait for ever; and the pool here is not disturbed."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pool.submit(abs, 1)
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        finally:
+            pool.shutdown()
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as f:
+        assert "after a fork" in f.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert pool.submit(abs, -1).result(SOON) == 1

@@ -1,0 +1,176 @@
+"""The scheduler against the books of a simulated world, driven by hypothesis: what it finds, it makes short.
+
+The simulator (test_scheduler_random) runs more and larger worlds; here a failing story is shrunk to its few events.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from mpsteps._core.graph import find_cycle
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
+from mpsteps.errors import PrerequisiteError
+from mutants import MUTANTS, core_with
+from portrait import portrait
+from simulated_world import World
+
+WAITING = (Status.HELD, Status.BLOCKED, Status.READY)
+DEMANDS = st.one_of(
+    st.just(PLAIN),
+    st.builds(
+        Demand, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory=st.sampled_from([0, 60, 500]),
+        tokens=st.sampled_from([(), (("licence", 1),)]), local=st.booleans(), retries=st.integers(0, 2),
+    ),
+)  # fmt: skip
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Each rule is one thing that can happen in a world; the world itself holds every command against its books."""
+
+    core: dict[str, Any] = {}
+
+    @initialize(keep_going=st.booleans())
+    def begin_world(self, keep_going: bool) -> None:
+        self.world = World(keep_going, **self.core)
+
+    def _steps(self, *statuses: Status) -> list[int]:
+        return [step for step in self.world.needs if self.world.scheduler.status(step) in statuses]
+
+    def _workers(self, what: str) -> list[int]:
+        """Workers that have not begun ('idle'), are in a step ('busy'), or have something to tell ('done')."""
+        found = []
+        for worker, w in self.world.workers.items():
+            states = {"idle": w.began is None and bool(w.lane), "busy": w.began is not None, "done": bool(w.done)}
+            if states[what]:
+                found.append(worker)
+        return found
+
+    # ------------------------------------------------------------------- the graph
+
+    @rule(data=st.data(), demand=DEMANDS, held=st.booleans(), function=st.integers(0, 3))
+    def add_step(self, data: Any, demand: Demand, held: bool, function: int) -> None:
+        known = len(self.world.needs)
+        needs = data.draw(st.lists(st.integers(1, known), max_size=4)) if known else []
+        self.world.add_step(needs, demand, held, function, interactive=function == 3 and len(needs) == 4)
+
+    @precondition(lambda self: len(self.world.needs) > 1)
+    @rule(data=st.data())
+    def add_prerequisites(self, data: Any) -> None:
+        """Any step to any step, also those with larger ids: what would close a circle or comes too late is refused."""
+        world = self.world
+        step = data.draw(st.sampled_from(sorted(world.needs)))
+        added = data.draw(st.lists(st.sampled_from(sorted(world.needs)), min_size=1, max_size=3))
+        status = world.scheduler.status(step)
+        still_open = {s: [p for p in needs if p not in world.fate] for s, needs in world.needs.items()}
+        circle = find_cycle({**still_open, step: [*still_open[step], *added]})
+        if step not in added and (status is Status.SKIPPED or (status in WAITING and not circle)):
+            world.add_prerequisites(step, added)
+        else:
+            before = portrait(world.scheduler)
+            with pytest.raises(PrerequisiteError):
+                world.add_prerequisites(step, added)
+            assert portrait(world.scheduler) == before
+
+    @precondition(lambda self: self._steps(*WAITING, Status.SKIPPED))
+    @rule(data=st.data())
+    def hold_or_release(self, data: Any) -> None:
+        step = data.draw(st.sampled_from(self._steps(*WAITING, Status.SKIPPED)))
+        (self.world.release if step in self.world.held else self.world.hold)(step)
+
+    @precondition(lambda self: self._steps(*WAITING))
+    @rule(data=st.data())
+    def restore(self, data: Any) -> None:
+        self.world.restore(data.draw(st.sampled_from(self._steps(*WAITING))))
+
+    # --------------------------------------------------------------------- workers
+
+    @precondition(lambda self: len(self.world.workers) < 5)
+    @rule()
+    def add_worker(self) -> None:
+        self.world.add_worker()
+
+    @precondition(lambda self: self._workers("idle"))
+    @rule(data=st.data())
+    def begin(self, data: Any) -> None:
+        self.world.begin(data.draw(st.sampled_from(self._workers("idle"))))
+
+    @precondition(lambda self: self._workers("busy"))
+    @rule(data=st.data())
+    def finish(self, data: Any) -> None:
+        self.world.finish(data.draw(st.sampled_from(self._workers("busy"))))
+
+    @precondition(lambda self: self._workers("done"))
+    @rule(data=st.data(), count=st.sampled_from([None, 1]), timed=st.booleans())
+    def report(self, data: Any, count: Any, timed: bool) -> None:
+        self.world.report(data.draw(st.sampled_from(self._workers("done"))), count, timed)
+
+    @precondition(lambda self: self._workers("busy"))
+    @rule(data=st.data(), final=st.booleans())
+    def fail(self, data: Any, final: bool) -> None:
+        self.world.fail(data.draw(st.sampled_from(self._workers("busy"))), final)
+
+    @precondition(lambda self: len(self.world.workers) > 1)
+    @rule(data=st.data(), final=st.booleans())
+    def die(self, data: Any, final: bool) -> None:
+        self.world.die(data.draw(st.sampled_from(sorted(self.world.workers)[1:])), final)
+
+    @precondition(lambda self: set(self._workers("idle")) - {LOCAL})
+    @rule(data=st.data(), one_by_one=st.booleans())
+    def give_back(self, data: Any, one_by_one: bool) -> None:
+        self.world.give_back(data.draw(st.sampled_from(sorted(set(self._workers("idle")) - {LOCAL}))), one_by_one)
+
+    @precondition(lambda self: len(self.world.needs) > 6)
+    @rule()
+    def stop(self) -> None:
+        self.world.stop()
+
+    def teardown(self) -> None:
+        """Faults stop: everything comes to its end."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for step in sorted(world.held):
+            if world.fate.get(step) in (None, Status.SKIPPED):
+                world.release(step)
+        if len(world.workers) == 1:
+            world.add_worker()
+        bound = world.events + 2 * len(world.needs) + 10
+        while world.scheduler.active:
+            assert world.events <= bound, "the run does not come to its end"
+            for worker, w in list(world.workers.items()):
+                while w.lane:
+                    if w.began is None:
+                        world.begin(worker)
+                    world.finish(worker)
+                world.report(worker)
+        world.check_end()
+
+
+def test_no_sequence_of_events_breaks_a_promise() -> None:
+    """Hypothesis looks for one, and would show the shortest."""
+    run_state_machine_as_test(SchedulerMachine, settings=_settings(60))
+
+
+@pytest.mark.parametrize("name", ["releases a dependant when its prerequisite failed", "loses returned steps"])
+def test_a_bug_is_found_and_shrunk(name: str) -> None:
+    """The machine can fail."""
+    scheduler, slots = core_with(MUTANTS[name])
+    machine = type("BuggyMachine", (SchedulerMachine,), {"core": {"scheduler": scheduler, "slots": slots}})
+
+    with pytest.raises(BaseException, match=r"."):  # an AssertionError, or an ExceptionGroup of several ways to fail
+        run_state_machine_as_test(machine, settings=_settings(400))
+
+
+def _settings(examples: int) -> settings:
+    return settings(
+        max_examples=examples, stateful_step_count=40, deadline=None, database=None, derandomize=True,
+        suppress_health_check=list(HealthCheck), print_blob=False,
+    )  # fmt: skip
