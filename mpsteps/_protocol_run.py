@@ -146,6 +146,7 @@ class ProtocolRun:
                 self._timeouts[step._id] = timeout
         if step._interactive:
             self._interactive.add(step._id)
+            demand = demand._replace(alone=True)  # nothing may be behind it in its lane: the run ends with it
         held = step._status == STATUS_WAITING
         return StepAdded(step._id, step._prerequisites, held, demand, step._funcName)
 
@@ -503,13 +504,9 @@ class ProtocolRun:
         self.coordinator.handle(StepRestored(step._id))
         self._restore(step, kept.record)
         self.protocol._stepsDone.set(self.done)
-        if self.tracker is not None:
-            self.tracker.apply(kept.changes)
-        else:
-            for change in kept.changes:
-                state.apply(self.protocol, change)
-        if kept.changes and self._state is not None:
-            self._state.publish(state.pack_changes(kept.changes, self.protocol))
+        changes = self.earlier.redo(kept.changes, self.tracker)
+        if changes and self._state is not None:
+            self._state.publish(state.pack_changes(changes, self.protocol))
 
     def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
         """A step that has not started waits for more steps."""

@@ -40,6 +40,7 @@ class Earlier:
         self._doubtful: Dict[str, int] = {}
         for record in history.in_doubt:
             self._doubtful[record.digest] = self._doubtful.get(record.digest, 0) + 1
+        self._ran_before = protocol._report is not None
         self._settled: Set[int] = set()  # steps of this session whose earlier outcome counts for those behind them
 
     def __bool__(self) -> bool:
@@ -69,9 +70,20 @@ class Earlier:
             if kept is not None:
                 found[step._id] = kept
         for kept in sorted(found.values(), key=lambda k: k.record.order or 0):  # as they were made
-            for change in kept.changes:
-                state.apply(self._protocol, change)
+            self.redo(kept.changes)
         return {step: kept.record for step, kept in found.items()}
+
+    def redo(self, changes: Iterable[state.Change], tracker: Optional[state.Tracker] = None) -> List[state.Change]:
+        """Make these changes on self, not as `tracker`'s own; returns them as they came to be made."""
+        made = []
+        for change in changes:
+            placed = self._placed(change)
+            made.append(placed)
+            if tracker is not None:
+                tracker.apply([placed])
+            else:
+                state.apply(self._protocol, placed)
+        return made
 
     def was_cut_short(self, step: Step) -> bool:
         """Whether a step that is about to run was in flight when an earlier session broke off; tells of each once."""
@@ -80,6 +92,17 @@ class Earlier:
         if count:
             self._doubtful[digest] = count - 1
         return count > 0
+
+    def _placed(self, change: state.Change) -> state.Change:
+        """Items that were appended to a list go to its end: where they stood then, other steps' items may stand now.
+        Unless this very object ran before, and has them already."""
+        now = vars(self._protocol).get(change[1])
+        if change[0] != "+" or type(now) is not list:
+            return change
+        _, name, start, items = change
+        if self._ran_before and _same(now[start : start + len(items)], items):
+            return ("+", name, start, now[start:])
+        return ("+", name, len(now), items)
 
     def _changes(self, record: StepRecord) -> Optional[List[state.Change]]:
         if not record.changes:
@@ -92,3 +115,10 @@ class Earlier:
                 f"({type(error).__name__}: {error})"
             )
             return None
+
+
+def _same(a: List[Any], b: List[Any]) -> bool:
+    try:
+        return bool(a == b)
+    except ValueError:  # arrays among them
+        return wire.pack(a) == wire.pack(b)

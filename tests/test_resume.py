@@ -221,6 +221,26 @@ def test_kept_changes_are_there_in_the_order_in_which_they_were_made(session, en
 
 
 @BOTH
+def test_lists_keep_all_their_items_when_steps_come_and_go_over_sessions(session, engine):
+    """What one session dropped and the next takes back."""
+    for ids in ([1, 2, 3], [3, 1, 4], [1, 2, 3, 4], [4, 2], [4, 3, 2, 1]):
+        prot = session(fan(ids), engine)
+        assert sorted(prot.log) == sorted(ids)
+        assert prot.seen[0] == sorted(ids)
+
+
+@BOTH
+def test_one_object_that_runs_again_does_not_double_what_it_has(session, engine):
+    """Nor lose it, where _insertAllSteps begins anew."""
+    prot = session(fan([1, 2, 3]), engine)
+    prot.run(engine=engine)
+    assert sorted(prot.log) == [1, 2, 3]
+    prot.log.clear()
+    prot.run(engine=engine)
+    assert sorted(prot.log) == [1, 2, 3]
+
+
+@BOTH
 def test_restart_deletes_what_was_there_and_does_everything_again(session, engine, tmp_path):
     """Also the files in extra/."""
 
