@@ -26,7 +26,6 @@ from mpsteps._core.events import (
     Dispatch,
     Event,
     Retry,
-    Revoke,
     Running,
     StepFailed,
     StepInteractive,
@@ -214,19 +213,17 @@ class Coordinator:
     # --------------------------------------------------------------------- commands
 
     def _do(self, commands: List[Command]) -> None:
-        work = self.work
         for command in commands:
-            kind = type(command)
-            if kind is Dispatch:
-                self._dispatches.append(command)  # type: ignore[arg-type]
-            elif kind is Closed:
-                work.closed(*command)  # type: ignore[arg-type]
-            elif kind is Running:
-                self._running(*command)  # type: ignore[arg-type]
-            elif kind is Retry:
-                work.retry(*command)  # type: ignore[arg-type]
-            elif kind is Revoke:
-                self.engine.revoke(command[0])
+            if isinstance(command, Dispatch):
+                self._dispatches.append(command)
+            elif isinstance(command, Closed):
+                self.work.closed(*command)
+            elif isinstance(command, Running):
+                self._running(*command)
+            elif isinstance(command, Retry):
+                self.work.retry(*command)
+            else:
+                self.engine.revoke(command.worker)
 
     def _running(self, worker: int, step: int) -> None:
         self.work.running(step)
@@ -237,7 +234,9 @@ class Coordinator:
             self._runs = self._run_of[worker] = self._runs + 1
             heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
 
-    def _messages(self, worker: int, steps: Tuple[int, ...], ahead: Tuple[Tuple[int, ...], ...]) -> Tuple[int, List[Message]]:
+    def _messages(
+        self, worker: int, steps: Tuple[int, ...], ahead: Tuple[Tuple[int, ...], ...]
+    ) -> Tuple[int, List[Message]]:
         """The messages for steps that travel; the others fail here and now."""
         work, scheduler = self.work, self.scheduler
         messages: List[Message] = []

@@ -13,7 +13,7 @@ def gpu_groups(gpus: Sequence[int], workers: int) -> List[Tuple[int, ...]]:
     """How the cards of the form are shared out, as Scipion does: with more cards than workers each worker's step gets
     several, otherwise one each. Card 99 (VOID_GPU) is a hole: it takes a place and is nobody's."""
     if len(gpus) <= workers:
-        groups = [(g,) for g in gpus]
+        groups: List[Tuple[int, ...]] = [(g,) for g in gpus]
     else:
         share, spare = divmod(len(gpus), workers)
         groups, start = [], 0

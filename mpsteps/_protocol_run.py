@@ -14,11 +14,11 @@ import traceback
 from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from mpsteps import _context
+from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import Event, PrerequisitesAdded, StepAdded, StepHeld, StepReleased, StepRestored
 from mpsteps._core.graph import find_cycle, in_order
 from mpsteps._core.scheduler import cycle_message
 from mpsteps._core.steps import LOCAL, Status
-from mpsteps._coordinator import Coordinator
 from mpsteps._demands import Demands
 from mpsteps._failures import step_error
 from mpsteps._image import Image, take_image

@@ -21,7 +21,6 @@ from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Unio
 
 from mpsteps._ipc import state, wire
 
-
 News = Union[None, int, Tuple[int, List[bytes]]]
 
 

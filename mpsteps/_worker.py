@@ -54,7 +54,7 @@ class Worker:
         self._flushed = 0.0
         self._spin = SPIN
         self._running = 0  # the step that runs, or ran last
-        self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of what they returned
+        self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
         self._protocol: Any = None
@@ -301,10 +301,9 @@ class Worker:
     def _may_follow(self, extras: Dict[str, Any]) -> bool:
         """Whether a step that was sent ahead can run: its prerequisites have finished here, and what it takes from
         them is still known. If in doubt, not: the coordinator then sends it again, with everything."""
-        recent = self._recent
-        return all(p in recent for p in extras["ahead"]) and not any(
-            parcel is None and recent.get(p, _TOO_LARGE) == _TOO_LARGE for p, parcel in extras.get("results", {}).items()
-        )
+        recent, results = self._recent, extras.get("results", {})
+        taken = [p for p, parcel in results.items() if parcel is None]
+        return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _TOO_LARGE) != _TOO_LARGE for p in taken)
 
     def _remember(self, step: int, parcel: Optional[bytes]) -> None:
         """A step has finished here: those sent ahead behind it may run."""

@@ -1,4 +1,7 @@
-"""Consumers of what happens in a run: a listener overrides the calls it wants. All come from the coordinator's thread."""
+"""Consumers of what happens in a run: a listener overrides the calls it wants.
+
+All calls come from the coordinator's thread.
+"""
 
 from __future__ import annotations
 

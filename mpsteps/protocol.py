@@ -165,7 +165,7 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         )
 
     def _insertRunJobStep(
-        self, progName: str, progArguments: _programs.Arguments, resultFiles: Sequence[str] = [], **kwargs: Any  # noqa: B006
+        self, progName: str, progArguments: _programs.Arguments, resultFiles: Sequence[str] = [], **kwargs: Any
     ) -> int:
         """Insert a step that runs a program; `resultFiles` must exist afterwards. Other arguments as above."""
         if not resultFiles:

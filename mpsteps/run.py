@@ -179,7 +179,7 @@ class _Session:
         fence = self.directory.open_fence()
         try:
             engine = ProcessEngine(
-                self.workers, lambda worker: self._work.setup(worker), self.directory.logs, keep_open=(fence,)
+                self.workers, self._setup, self.directory.logs, keep_open=(fence,)
             )
             try:
                 engine.prepare()
@@ -188,6 +188,9 @@ class _Session:
                 engine.stop(at_once=True)  # does nothing if the loop has come to its end
         finally:
             os.close(fence)
+
+    def _setup(self, worker: int) -> Dict[str, Any]:
+        return self._work.setup(worker)
 
     def _run_here(self, message: Tuple[Any, ...]) -> Tuple[Any, ...]:
         """The inline engine's way to run a step."""

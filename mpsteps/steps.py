@@ -12,7 +12,7 @@ import math
 import operator
 import re
 import typing
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from mpsteps.constants import (
     ACTIVE_STATUS,

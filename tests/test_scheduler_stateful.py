@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -145,28 +145,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         bound = world.events + 2 * len(world.needs) + 10
         while world.scheduler.active:
             assert world.events <= bound, "the run does not come to its end"
+            before = world.events
             for worker, w in list(world.workers.items()):
                 while w.lane:
                     if w.began is None:
                         world.begin(worker)
                     world.finish(worker)
                 world.report(worker)
+            assert world.events > before, "nobody has anything to do, and the run has not ended"
         world.check_end()
 
 
 def test_no_sequence_of_events_breaks_a_promise() -> None:
     """Hypothesis looks for one, and would show the shortest."""
-    run_state_machine_as_test(SchedulerMachine, settings=_settings(60))
+    run_state_machine_as_test(SchedulerMachine, settings=_settings(150))
 
 
 @pytest.mark.parametrize("name", ["releases a dependant when its prerequisite failed", "loses returned steps"])
-def test_a_bug_is_found_and_shrunk(name: str) -> None:
-    """The machine can fail."""
+def test_a_bug_is_found(name: str) -> None:
+    """The machine can fail (shrinking, which takes its time, is left out here)."""
     scheduler, slots = core_with(MUTANTS[name])
     machine = type("BuggyMachine", (SchedulerMachine,), {"core": {"scheduler": scheduler, "slots": slots}})
 
-    with pytest.raises(BaseException, match=r"."):  # an AssertionError, or an ExceptionGroup of several ways to fail
-        run_state_machine_as_test(machine, settings=_settings(400))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            machine, settings=settings(_settings(400), phases=[Phase.generate], report_multiple_bugs=False)
+        )
 
 
 def _settings(examples: int) -> settings:

@@ -124,6 +124,6 @@ class Ahead:
                 real.setdefault(d, set()).add(p)
         assert real == {d: entry.prerequisites for d, entry in self._flying.items()}, "flying"
         for d, prerequisites in real.items():
-            lanes_of = {self._followed[p] for p in prerequisites}
-            where = self._flying[d].where
-            assert where == _MIXED or {where} == lanes_of, f"step {d} flies in lane {where}, not in {lanes_of}"
+            real_lanes = {self._followed[p] for p in prerequisites}
+            lane = self._flying[d].where
+            assert lane == _MIXED or {lane} == real_lanes, f"step {d} flies in lane {lane}, not in {real_lanes}"

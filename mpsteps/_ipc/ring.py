@@ -35,7 +35,7 @@ _RETRIES = 200  # on machines that reorder stores: how often a frame that looks 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
-class RingCorrupt(EngineError):  # noqa: N818 -- a state of the ring, as its users say it
+class RingCorrupt(EngineError):
     """What stands in the ring was not put there by `RingWriter`; the message says what was found."""
 
 
