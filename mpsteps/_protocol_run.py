@@ -25,6 +25,7 @@ from mpsteps._image import Image, take_image
 from mpsteps._ipc import state, wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._local import Here, run_here
+from mpsteps._ownchanges import OwnChanges
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
 from mpsteps._statelog import StateLog
@@ -84,6 +85,7 @@ class ProtocolRun:
         self._loop_thread = threading.get_ident()
         self.tracker: Optional[state.Tracker] = None  # of what code in this process changes
         self._state: Optional[StateLog] = None
+        self._own: Optional[OwnChanges] = None  # of code in this process, beside workers
         self._image: Tuple[int, Image] = (-1, {})
 
     @property
@@ -125,15 +127,20 @@ class ProtocolRun:
         handle = self.coordinator.handle
         for step in self.in_order():
             step._sink = self
-            handle(self._added(step))
+            added = self._added(step)
             if step._id in restored:
+                handle(added._replace(held=True))  # so that nobody hands it out before the next line
                 handle(StepRestored(step._id))
                 self._restore(step, restored[step._id])
+            else:
+                handle(added)
         protocol._stepsDone.set(self.done)
-        needs_tracker = not self._by_value or self.checks_steps or any(self._demands.of(s).local for s in self.steps)
-        if needs_tracker:
+        if self._by_value:
+            self._state = StateLog(protocol)
+            if self.checks_steps or any(self._demands.of(s).local for s in self.steps):
+                self._watch_own_changes(self._state)
+        else:
             self.tracker = state.Tracker(protocol, FRAMEWORK_ATTRIBUTES)
-        self._state = StateLog(protocol, self.tracker) if self._by_value else None
         for listener in self._listeners:
             listener.run_started(self, self.kept)
 
@@ -295,18 +302,18 @@ class ProtocolRun:
         if self._state is None:
             return None
         if worker == LOCAL:
-            return self.publish_own_changes()
+            return self._own.of_local_step() if self._own is not None else None
         if changes is None:
             self._state.settle(step)
             return None
+        if self._own is not None:
+            self._own.before_merge()
         return self._state.merge(worker, step, changes)
 
-    def publish_own_changes(self) -> Optional[bytes]:
-        """What code in this process changed on self since the last look: for the workers, and for the journal."""
-        if self.tracker is None or self._state is None:
-            return None
-        changes = self.tracker.changes()
-        return self._state.publish(state.pack_changes(changes, self.protocol)) if changes else None
+    def _watch_own_changes(self, log: StateLog) -> None:
+        """From now on code in this process may change self beside the workers."""
+        self.tracker = log.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
+        self._own = OwnChanges(self.protocol, log, self.tracker, lambda: bool(self.coordinator.scheduler.lane(LOCAL)))
 
     def _keep_result(self, step: Step, value: Any) -> Any:
         """The parcel of a result for the journal, if it has one."""
@@ -432,9 +439,14 @@ class ProtocolRun:
     def _call_steps_check(self) -> bool:
         """Whether it changed anything about the steps."""
         before = (len(self.steps), self.coordinator.changes_posted)
+        if self._own is not None:
+            self._own.collect()
         try:
             self.protocol._stepsCheck()
-            self.publish_own_changes()
+            if self._own is not None:
+                self._own.collect(by_check=True)
+            elif self.tracker is not None:
+                self.tracker.changes()  # inline: these are no step's, and it will make them again after a resume
         except Exception as error:
             self.problem = error
             self.protocol.error(f"_stepsCheck failed:\n{traceback.format_exc()}")
@@ -482,10 +494,10 @@ class ProtocolRun:
         return step._id
 
     def _take_inserted(self, step: Step) -> None:
-        if self.tracker is not None:
-            self.publish_own_changes()
+        if self._own is not None:
+            self._own.collect()
         elif self._state is not None and self._demands.of(step).local:
-            self.tracker = self._state.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
+            self._watch_own_changes(self._state)
         self._recorder.inserted([step])
         kept = self.earlier.take(step) if self.earlier else None
         if kept is None:

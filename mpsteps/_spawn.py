@@ -175,10 +175,20 @@ def _start(
             stdin=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
+            cwd=_folder(),
             env={**os.environ, **environment},
         )
     finally:
         os.close(stderr)
+
+
+def _folder() -> Optional[str]:
+    """None, which means the current one, unless that has been deleted: Python 3.13 does not start there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return os.sep
+    return None
 
 
 def _import_path() -> str:

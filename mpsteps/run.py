@@ -29,7 +29,7 @@ from mpsteps._worker import step_log
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
 from mpsteps.engines.inline import InlineEngine
-from mpsteps.errors import EngineError, JournalError, MpstepsError, UsageError, ValidationError
+from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
@@ -291,6 +291,10 @@ class _Session:
     def _finish(self, work: ProtocolRun, doubtful: List[int]) -> RunReport:
         """Status, last record, clean-up, report."""
         protocol = self.protocol
+        if work.problem is None and not work.interrupted and not work.failed_steps and work.done < work.total:
+            lost = next(s for s in work.steps if not (s.isFinished() or s.isAwaitingUser()))
+            if not any(s.isAwaitingUser() for s in work.steps):
+                work.problem = InternalError(f"the run came to an end although step {lost} is {lost.getStatus()}")
         protocol._cpuTime = work.kept_cpu_seconds + work.cpu_seconds
         problem = work.problem
         if problem is not None:

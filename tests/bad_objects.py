@@ -6,7 +6,7 @@ where it is packed, `...AtUnpickle` where it is opened, `...Elsewhere` where it 
 it.
 """
 
-# ruff: noqa: N818  (exceptions are named here by what is wrong with them)
+
 
 from __future__ import annotations
 

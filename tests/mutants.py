@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
-MODULES = ("register", "graph", "slots", "lanes", "scheduler")  # in the order of their imports
+MODULES = ("register", "graph", "slots", "ahead", "lanes", "scheduler")  # in the order of their imports
 
 
 class Mutant(NamedTuple):
@@ -87,6 +87,13 @@ MUTANTS: dict[str, Mutant] = {
     "goes on after an interactive step": Mutant("scheduler", "Status.INTERACTIVE))\n        self._stop(commands)", "Status.INTERACTIVE))"),
     "does not say that steps have finished": Mutant("scheduler", "commands.append(Closed(steps, Status.FINISHED))", "pass"),
     "does not say what comes next in a lane": Mutant("lanes", "if self._register.statuses[queue[0]] == _DISPATCHED:", "if False:"),
+    "sends ahead behind prerequisites in two lanes": Mutant("ahead", "entry.where = _MIXED", "pass"),
+    "sends ahead what was held": Mutant("ahead", "statuses[step] == _BLOCKED\n", "True\n"),
+    "does not name what a step was sent ahead of": Mutant("lanes", "missing.append(ahead.missing(step))", "missing.append(())"),
+    "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
+    "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
+    "takes a step given back for ready": Mutant("scheduler", "        if not self._graph.missing(step):\n            self._back", "        if True:\n            self._back"),
+    "chokes on a prerequisite named twice": Mutant("ahead", "entry = flying.get(d)", "entry = flying[d]"),
 }  # fmt: skip
 
 

@@ -142,6 +142,10 @@ def slow_note(path: str, word: str) -> None:
     note(path, f"{word}>")
 
 
+def mul(x: int, y: int) -> int:
+    return x * y
+
+
 def fan_in(*values: int) -> int:
     return sum(values)
 

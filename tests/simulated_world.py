@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from typing import Any, Deque, Dict, Iterable, List, Optional, Set
+from typing import Any, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from mpsteps._core import events as ev
 from mpsteps._core.scheduler import Scheduler
@@ -29,19 +29,26 @@ class SimulatedWorker:
 
     def __init__(self) -> None:
         self.lane: Deque[int] = deque()
+        self.ahead: Dict[int, Tuple[int, ...]] = {}  # step sent ahead -> its prerequisites that must finish here first
+        self.knows: Set[int] = set()  # steps that have finished here
         self.began: Optional[int] = None
         self.done: List[int] = []
         self.revoked = False
+
+    def refuses(self) -> bool:
+        """Whether the first step of the lane was sent ahead of a prerequisite that did not finish here."""
+        return self.began is None and bool(self.lane) and not self.knows.issuperset(self.ahead.get(self.lane[0], ()))
 
 
 class World:
     """The scheduler, its workers, and the books. Every method is one thing that can happen."""
 
     def __init__(
-        self, keep_going: bool = False, scheduler: Any = Scheduler, slots: Any = SlotPool, check_every: int = 1
-    ) -> None:
+        self, keep_going: bool = False, ahead: bool = False, scheduler: Any = Scheduler, slots: Any = SlotPool,
+        check_every: int = 1,
+    ) -> None:  # fmt: skip
         totals = {kind: n for kind, n in TOTALS.items() if kind not in ("cpus", "memory")}
-        self.scheduler = scheduler(slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals), keep_going)
+        self.scheduler = scheduler(slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals), keep_going, ahead)
         self.keep_going = keep_going
         self.stopping = False
         self.workers: Dict[int, SimulatedWorker] = {LOCAL: SimulatedWorker()}
@@ -55,6 +62,8 @@ class World:
         self.restored: Set[int] = set()
         self.interactive: Set[int] = set()
         self.fate: Dict[int, Status] = {}
+        self.in_flight: Set[int] = set()
+        self.lost_results: Set[int] = set()
         self.entered: Dict[int, int] = {}
         self.attempts_failed: Dict[int, int] = {}
         self.events = 0
@@ -73,12 +82,13 @@ class World:
         for p in self.needs[step]:
             self.dependants.setdefault(p, []).append(step)
         self.demand[step], self.function[step] = demand, function
-        if demand != PLAIN and not demand.gpus and not demand.tokens:
-            self.proud.append(step)
         if held:
             self.held.add(step)
         if interactive:
             self.interactive.add(step)
+            self.demand[step] = demand = demand._replace(alone=True)  # nothing may follow it into its lane
+        if demand != PLAIN and not demand.gpus and not demand.tokens:
+            self.proud.append(step)
         self._tell(ev.StepAdded(step, prerequisites, held, demand, function), skipped=self._hopeless([step]))
         return step
 
@@ -86,10 +96,13 @@ class World:
         """PrerequisiteError, and nothing has happened, if the scheduler refuses it."""
         added = tuple(prerequisites)
         before, self.needs[step] = self.needs[step], self.needs[step] | set(added)
+        skipped = self._hopeless([step])
         try:
-            self._tell(ev.PrerequisitesAdded(step, added), skipped=self._hopeless([step]))
+            self._tell(ev.PrerequisitesAdded(step, added), skipped=skipped)
         except PrerequisiteError:
             self.needs[step] = before
+            for s in skipped:
+                del self.fate[s]
             raise
         for p in self.needs[step] - before:
             self.dependants.setdefault(p, []).append(step)
@@ -122,7 +135,8 @@ class World:
         self.entered[step] = self.entered.get(step, 0) + 1
         retries = self.demand[step].retries
         assert self.entered[step] <= 1 + retries, f"step {step} is entered {self.entered[step]} times"
-        assert all(self.fate.get(p) is Status.FINISHED for p in self.needs[step]), f"step {step} runs too early"
+        late = [p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED and p not in w.knows]
+        assert not late, f"step {step} runs before its prerequisites {late}"
 
     def finish(self, worker: int) -> None:
         """The running step ends well. The worker keeps that for itself until `report`."""
@@ -130,6 +144,7 @@ class World:
         assert w.began is not None
         w.lane.remove(w.began)
         w.done.append(w.began)
+        w.knows.add(w.began)
         w.began = None
 
     def report(self, worker: int, count: Optional[int] = None, timed: bool = True) -> None:
@@ -140,6 +155,7 @@ class World:
             if step in self.interactive:
                 self._tell_finished(worker, batch, timed)
                 w.done.remove(step)
+                self.in_flight.remove(step)
                 self.fate[step] = Status.INTERACTIVE
                 self.stopping = True
                 self._tell(ev.StepInteractive(worker, step), closed={step: Status.INTERACTIVE})
@@ -152,6 +168,7 @@ class World:
         if steps:
             del self.workers[worker].done[: len(steps)]
             for step in steps:
+                self.in_flight.remove(step)
                 self.fate[step] = Status.FINISHED
             seconds = tuple(SECONDS[self.function[s]] for s in steps) if timed else ()
             self._tell(ev.StepsFinished(worker, tuple(steps), seconds), closed=dict.fromkeys(steps, Status.FINISHED))
@@ -165,6 +182,12 @@ class World:
         w.lane.remove(step)
         self._attempt_failed(ev.StepFailed(worker, step, final), step, final)
 
+    def lose_result(self, worker: int) -> None:
+        """A step finished, and what it left cannot be taken over: it failed, and its worker does not know that."""
+        step = self.workers[worker].done.pop(0)
+        self.lost_results.add(step)
+        self._attempt_failed(ev.StepFailed(worker, step), step, False)
+
     def cannot_travel(self, worker: int, step: int) -> None:
         """The coordinator finds that a step it has just assigned cannot be sent."""
         self.workers[worker].lane.remove(step)
@@ -175,10 +198,11 @@ class World:
         self.report(worker)
         w = self.workers.pop(worker)
         event = ev.WorkerLost(worker, w.began, final)
+        self.in_flight -= set(w.lane)
         if w.began is None:
-            self._tell(event)
+            self._tell(event, skipped=self._hopeless(w.lane))
         else:
-            self._attempt_failed(event, w.began, final)
+            self._attempt_failed(event, w.began, final, [s for s in w.lane if s != w.began])
 
     def give_back(self, worker: int, one_by_one: bool = False) -> None:
         """The worker returns what it has not begun, in lane order."""
@@ -186,9 +210,19 @@ class World:
         w = self.workers[worker]
         back = tuple(s for s in w.lane if s != w.began)
         for steps in [(s,) for s in back] if one_by_one else [back] if back else []:
-            for step in steps:
-                w.lane.remove(step)
-            self._tell(ev.StepsReturned(worker, steps))
+            self._returned(worker, steps)
+
+    def refuse(self, worker: int) -> None:
+        """The worker comes to a step whose prerequisites have not finished there: it gives it back."""
+        self.report(worker)
+        assert self.workers[worker].refuses()
+        self._returned(worker, (self.workers[worker].lane[0],))
+
+    def _returned(self, worker: int, steps: Tuple[int, ...]) -> None:
+        for step in steps:
+            self.workers[worker].lane.remove(step)
+        self.in_flight -= set(steps)
+        self._tell(ev.StepsReturned(worker, steps), skipped=self._hopeless(steps))
 
     def stop(self) -> None:
         self.stopping = True
@@ -196,23 +230,29 @@ class World:
 
     # ------------------------------------------------------------------- the books
 
-    def _attempt_failed(self, event: Any, step: int, final: bool) -> None:
+    def _attempt_failed(self, event: Any, step: int, final: bool, left: Iterable[int] = ()) -> None:
+        """`left`: other steps that came back with the event."""
+        self.in_flight.discard(step)
         failed = self.attempts_failed[step] = self.attempts_failed.get(step, 0) + 1
         if failed <= self.demand[step].retries and not final and not self.stopping:
-            self._tell(event, retried=[ev.Retry(step, failed)])
+            self._tell(event, retried=[ev.Retry(step, failed)], skipped=self._hopeless(left))
             return
         self.fate[step] = Status.FAILED
         self.stopping = self.stopping or not self.keep_going
-        self._tell(event, closed={step: Status.FAILED}, skipped=self._hopeless(self.dependants.get(step, ())))
+        skipped = self._hopeless([*left, *self.dependants.get(step, ())])
+        self._tell(event, closed={step: Status.FAILED}, skipped=skipped)
 
     def _hopeless(self, steps: Iterable[int]) -> Set[int]:
-        """Those of `steps`, and downstream of them, whose prerequisites have failed and whose fate was open."""
+        """Those of `steps`, and downstream of them, whose prerequisites have failed and whose fate was open.
+
+        Not those that were sent ahead: they come back first.
+        """
         found: Set[int] = set()
         todo = list(steps)
         while todo:
             s = todo.pop()
             doomed = any(self.fate.get(p) in (Status.FAILED, Status.SKIPPED) for p in self.needs[s])
-            if s not in self.fate and doomed:
+            if s not in self.fate and s not in self.in_flight and doomed:
                 self.fate[s] = Status.SKIPPED
                 found.add(s)
                 todo.extend(self.dependants.get(s, ()))
@@ -254,17 +294,22 @@ class World:
             self.check()
 
     def _dispatched(self, command: ev.Dispatch) -> None:
-        worker, steps = command.worker, command.steps
+        worker, steps, ahead = command
         assert not self.stopping, f"{command} while the run stops"
         assert worker in self.workers, f"{command} to a worker that is dead"
         w = self.workers[worker]
-        in_flight = {s for other in self.workers.values() for s in (*other.lane, *other.done)}
-        for step in steps:
-            assert step not in in_flight, f"step {step} is handed out twice"
+        before = {*w.done, *w.lane}
+        for i, step in enumerate(steps):
+            assert step not in self.in_flight, f"step {step} is handed out twice"
             assert step not in self.fate, f"step {step} is handed out though it is {self.fate[step].name}"
             assert step not in self.held, f"step {step} is handed out though it is held"
-            late = [p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED]
-            assert not late, f"step {step} is handed out before its prerequisites {late}"
+            late = {p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED}
+            named = set(ahead[i]) if ahead else set()
+            assert late == named, f"step {step} is handed out before its prerequisites {late}, naming {named}"
+            assert named <= before, f"step {step} does not follow its prerequisites {late} in the lane of {worker}"
+            before.add(step)
+            w.ahead[step] = tuple(named)
+            self.in_flight.add(step)
         if worker != LOCAL:
             together = [*w.done, *w.lane, *steps]
             alone = len(together) == 1
@@ -327,3 +372,5 @@ class World:
                 assert failed - 1 <= entered <= failed  # the last attempt may have been one that could not travel
             elif fate is not None and step not in self.restored:
                 assert entered == failed + 1, f"step {step} has {fate.name} and was entered {entered} times"
+                bad = [p for p in self.needs[step] - self.lost_results if self.fate.get(p) is not Status.FINISHED]
+                assert not bad, f"step {step} ran though its prerequisites {bad} have not finished"

@@ -21,6 +21,7 @@ class Chances(NamedTuple):
     fail: float
     die: float
     cannot_travel: float
+    lose_result: float
     give_back: float
     hold: float
     interactive: float
@@ -48,11 +49,11 @@ class _Story:
         some = (0.0, 0.0, 0.05, 0.2, 0.5)
         self.chances = Chances(*(r.choice(some) for _ in Chances._fields))
         self.chances = self.chances._replace(
-            insert=r.choice((0.0, 0.3, 1.0)), batch=r.choice((0.0, 0.5, 0.9)),
+            fail=r.choice((0.0, 0.1, 0.3, 0.6)), insert=r.choice((0.0, 0.3, 1.0)), batch=r.choice((0.0, 0.5, 0.9)),
             special=r.choice((0.0, 0.0, 0.2, 0.5, 0.9)),
             stop=r.choice((0.0, 0.0, 0.1)), interactive=r.choice((0.0, 0.0, 0.0, 0.02)),
         )  # fmt: skip
-        self.world = World(r.random() < 0.6, **world)
+        self.world = World(r.random() < 0.6, ahead=r.random() < 0.6, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random"))
         self.timed = r.random() < 0.9
         self.functions = r.choice(((0,), (0, 1), (0, 1, 2, 3), (3,)))
@@ -114,7 +115,7 @@ class _Story:
         return Demand(
             cpus=r.choice((1, 1, 2, 3, 9)), gpus=r.choice((0, 0, 1, 2)), memory=r.choice((0, 10, 60, 1000)),
             tokens=r.choice(((), (("licence", 1),), (("licence", 2),))), local=r.random() < 0.2,
-            retries=r.choice((0, 1, 3)), alone=r.random() < 0.5,
+            retries=r.choice((0, 1, 3, 3)), alone=r.random() < 0.5,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------- faults
@@ -157,8 +158,12 @@ class _Story:
         x = r.random()
         if worker != LOCAL and x < chances.die * 0.3:
             world.die(worker, final=r.random() < 0.1)
+        elif w.done and r.random() < chances.lose_result * 0.2:
+            world.lose_result(worker)
         elif w.done and (not w.lane or r.random() > chances.batch):
             world.report(worker, r.choice((None, None, 1)), self.timed)
+        elif w.refuses():
+            world.refuse(worker)
         elif w.lane and w.began is None:
             if r.random() < chances.cannot_travel * 0.2:
                 world.cannot_travel(worker, r.choice(list(w.lane)))
@@ -190,6 +195,9 @@ class _Story:
             before = world.events
             for worker, w in list(world.workers.items()):
                 while w.lane:
+                    if w.refuses():
+                        world.refuse(worker)
+                        continue
                     if w.began is None:
                         world.begin(worker)
                     world.finish(worker)

@@ -24,13 +24,13 @@ from typing import Any, Iterator, List, Tuple
 import psutil
 import pytest
 from conftest import has_token
-from engine_driver import Driver, alive, at_start, step_message, wait_for_file
+from engine_driver import Driver, alive, at_start, step_message, wait_for_file, with_path
 
 import mpsteps._spawn
 from mpsteps._ipc import wire
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._machine import THREAD_VARIABLES, blas_share, usable_cores
-from mpsteps.engines.base import EngineFailed, Replies, WorkerGone, WorkerUp
+from mpsteps.engines.base import Replies, WorkerGone, WorkerUp
 from mpsteps.engines.processes import BOOT_DEATHS, STOP_SECONDS, ProcessEngine, describe_exit
 from mpsteps.errors import EngineError
 
@@ -284,16 +284,6 @@ def test_a_worker_killed_while_it_is_sent_a_large_message() -> None:
         assert d.call(again, add, 1, 1) == 2
 
 
-class DiesWhenLoaded:
-    """Travels well, and ends whoever opens it."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return os._exit, (self.code,)
-
-
 def test_workers_that_die_before_they_are_ready_are_not_started_for_ever(tmp_path: Path) -> None:
     """After three in a row the engine gives up and says how they died and what they wrote."""
     log = "import os, sys; os.write(2, b'cannot find the key'); os._exit(7)"
@@ -469,19 +459,23 @@ def test_a_zygote_killed_during_its_start_is_an_error_and_no_hang() -> None:
         assert "did not come up: killed by SIGKILL" in d.failed()
 
 
+class LoadsForever:
+    """As an image, keeps a worker from getting ready."""
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return time.sleep, (1000,)
+
+
 def test_a_zygote_that_keeps_dying_is_given_up() -> None:
-    """Killed again and again before any of its workers is ready."""
-    with Driver(1) as d:
+    """Killed again and again while no worker has got ready in between; a worker that is ready resets the count."""
+    image = {"class": wire.pack(LoadsForever()), "state": b""}
+    with Driver(1, {"image": image, "ignored": []}) as d:
         for _ in range(BOOT_DEATHS):
-            d.until(lambda: d.engine._zygote is not None and d.engine._zygote.up or d.all(EngineFailed))
-            if d.engine._zygote is not None:
-                stopped = zygote_of(d)
-                stopped.kill()
-            d.turn()
-            if d.all(EngineFailed) or d.live():
-                break
-        # Either the third death came first, or a worker was ready in between: then it starts to count anew.
-        assert d.all(EngineFailed) or d.up(1)
+            before = len(d.all(WorkerGone))
+            d.until(lambda: d.engine._zygote is not None and d.engine._zygote.up, "the zygote")
+            zygote_of(d).kill()
+            d.until(lambda before=before: len(d.all(WorkerGone)) > before, "the end of its worker")
+        assert "keeps dying: killed by SIGKILL" in d.failed()
 
 
 def test_a_zygote_that_was_stopped_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,7 +522,7 @@ def test_a_python_that_cannot_even_be_started_is_an_error_at_once(
 ) -> None:
     """Nothing is left behind by `start`."""
     monkeypatch.setattr(sys, "executable", executable)
-    with pytest.raises(EngineError, match="cannot be started|sys.executable is not set"):
+    with pytest.raises(EngineError, match=r"cannot be started|executable is not set"):
         ProcessEngine(2, lambda n: {}).start()
 
 
@@ -619,7 +613,7 @@ def no_new_descriptors() -> Iterator[None]:
 def test_too_few_descriptors_are_one_clear_error_and_leave_nothing_open(spare: int) -> None:
     """At every point of the start: board, socket, pipe of the new process, first lane, fourth lane."""
     engine = ProcessEngine(20, lambda n: {})
-    with few_descriptors(spare), pytest.raises(EngineError, match="open files|files are open"):
+    with few_descriptors(spare), pytest.raises(EngineError, match=r"open files|files are open"):
         engine.start()
     assert engine._workers == {}
 
@@ -693,7 +687,7 @@ def test_setup_that_raises_leaves_nothing() -> None:
         ProcessEngine(3, setup).start()
 
 
-# --------------------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------------------------ the end
 
 
 def test_a_worker_that_will_not_leave_is_killed_after_a_while(tmp_path: Path) -> None:
@@ -742,7 +736,7 @@ except OSError:
         assert d.call(w, add, 1, 1) == 2
 
 
-# ------------------------------------------------------------------------------------------- what a worker's world is like
+# ---------------------------------------------------------------------------------------- what a worker's world is like
 
 
 @linux
@@ -904,7 +898,7 @@ with open({str(result)!r}, "w") as f:
 """
     subprocess.run(
         [sys.executable, "-c", script], check=True, timeout=60, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, cwd=os.getcwd(), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL, cwd=os.getcwd(), env=with_path(),
     )  # fmt: skip
     for streams in json.loads(result.read_text()):
         for target in streams.values():

@@ -37,9 +37,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     core: dict[str, Any] = {}
 
-    @initialize(keep_going=st.booleans())
-    def begin_world(self, keep_going: bool) -> None:
-        self.world = World(keep_going, **self.core)
+    @initialize(keep_going=st.booleans(), ahead=st.booleans())
+    def begin_world(self, keep_going: bool, ahead: bool) -> None:
+        self.world = World(keep_going, ahead, **self.core)
 
     def _steps(self, *statuses: Status) -> list[int]:
         return [step for step in self.world.needs if self.world.scheduler.status(step) in statuses]
@@ -48,7 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Workers that have not begun ('idle'), are in a step ('busy'), or have something to tell ('done')."""
         found = []
         for worker, w in self.world.workers.items():
-            states = {"idle": w.began is None and bool(w.lane), "busy": w.began is not None, "done": bool(w.done)}
+            states = {"idle": w.began is None and bool(w.lane) and not w.refuses(), "busy": w.began is not None, "done": bool(w.done)}
             if states[what]:
                 found.append(worker)
         return found
@@ -69,8 +69,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         step = data.draw(st.sampled_from(sorted(world.needs)))
         added = data.draw(st.lists(st.sampled_from(sorted(world.needs)), min_size=1, max_size=3))
         status = world.scheduler.status(step)
-        still_open = {s: [p for p in needs if p not in world.fate] for s, needs in world.needs.items()}
-        circle = find_cycle({**still_open, step: [*still_open[step], *added]})
+        # Steps whose fate is sealed do not wait any more: there is no circle through them.
+        waits = {s: [*needs, *(added if s == step else [])] for s, needs in world.needs.items() if s not in world.fate}
+        circle = find_cycle({s: [p for p in needs if p not in world.fate] for s, needs in waits.items()})
         if step not in added and (status is Status.SKIPPED or (status in WAITING and not circle)):
             world.add_prerequisites(step, added)
         else:
@@ -127,6 +128,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def give_back(self, data: Any, one_by_one: bool) -> None:
         self.world.give_back(data.draw(st.sampled_from(sorted(set(self._workers("idle")) - {LOCAL}))), one_by_one)
 
+    @precondition(lambda self: any(w.refuses() for w in self.world.workers.values()))
+    @rule()
+    def refuse(self) -> None:
+        self.world.refuse(next(worker for worker, w in self.world.workers.items() if w.refuses()))
+
+    @precondition(lambda self: self._workers("done"))
+    @rule(data=st.data())
+    def lose_result(self, data: Any) -> None:
+        self.world.lose_result(data.draw(st.sampled_from(self._workers("done"))))
+
     @precondition(lambda self: len(self.world.needs) > 6)
     @rule()
     def stop(self) -> None:
@@ -148,6 +159,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             before = world.events
             for worker, w in list(world.workers.items()):
                 while w.lane:
+                    if w.refuses():
+                        world.refuse(worker)
+                        continue
                     if w.began is None:
                         world.begin(worker)
                     world.finish(worker)

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from mpsteps import STATUS_FAILED, STATUS_FINISHED, SerializationError, step
-from protocols import Custom, meet
+from protocols import Custom, meet, wait_until
 
 PLACES = pytest.mark.parametrize("place", ["inline", "same worker", "another worker"])
 
@@ -362,6 +362,66 @@ def test_local_steps_and_workers_see_each_others_changes(tmp_path):
     assert prot.isFinished(), prot.getErrorMessage()
     assert prot.seen == (2, [1, 2, 3])
     assert prot.log == [1, 2, 3]
+
+
+class Mixed(Custom):
+    @step(local=True)
+    def local(self, folder):
+        self.log.append("local, first")
+        meet(folder, "local", 2)  # the other one appends only now
+        wait_until(lambda: len(self.log) == 2, "for the worker's change")
+        self.log.append("local, second")
+
+    def remote(self, folder):
+        meet(folder, "remote", 2)
+        self.log.append("remote")
+
+    @step(local=True)
+    def open_here(self):
+        self.handle = open(os.devnull)  # noqa: SIM115  # closed by `close_here`
+        self.log.append("opened")
+
+    @step(local=True)
+    def close_here(self):
+        self.handle.close()
+        del self.handle
+
+    def touch(self):
+        self.handle.close()
+
+
+def test_a_local_step_and_a_worker_append_to_one_list_at_the_same_time(tmp_path):
+    """All items, in one order, for everybody; also after a resume."""
+
+    def insert(self):
+        ids = [self._insertFunctionStep(m, str(tmp_path / "m"), prerequisites=[]) for m in ("local", "remote")]
+        self._insertFunctionStep("look", "log", prerequisites=ids)
+
+    items = ["local, first", "remote", "local, second"]
+    prot = go(tmp_path, insert, cls=Mixed)
+    assert prot.isFinished(), prot.getErrorMessage()
+    assert prot.log == prot.seen == items
+    again = go(tmp_path, insert, cls=Mixed)
+    assert again._report.kept == 3
+    assert sorted(again.log) == sorted(items)
+
+
+def test_local_steps_may_keep_on_self_what_cannot_travel(tmp_path):
+    """Other local steps use it; a step in a worker that touches it fails with its name."""
+
+    def insert(self):
+        opened = self._insertFunctionStep("open_here", prerequisites=[])
+        touched = self._insertFunctionStep("touch", prerequisites=[opened])
+        self._insertFunctionStep("look", "log", prerequisites=[opened])
+        self._insertFunctionStep("close_here", prerequisites=[opened])
+        assert touched
+
+    prot = go(tmp_path, insert, cls=Mixed, keep_going=True)
+    assert [s.getStatus() for s in prot.getSteps()] == [
+        STATUS_FINISHED, STATUS_FAILED, STATUS_FINISHED, STATUS_FINISHED,
+    ]  # fmt: skip
+    assert "attribute 'handle'" in prot.getErrorMessage()
+    assert prot.seen == ["opened"]
 
 
 class Checks(Custom):

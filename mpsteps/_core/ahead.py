@@ -83,10 +83,11 @@ class Ahead:
             if followed.pop(p, None) is None:
                 continue
             for d in self._graph.dependants(p):
-                entry = flying[d]
-                entry.prerequisites.discard(p)
-                if not entry.prerequisites:
-                    del flying[d]
+                entry = flying.get(d)
+                if entry is not None:  # None: `d` names `p` twice
+                    entry.prerequisites.discard(p)
+                    if not entry.prerequisites:
+                        del flying[d]
 
     def take(self, worker: int) -> Optional[int]:
         """The next step that can be sent ahead to `worker`."""

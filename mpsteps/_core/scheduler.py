@@ -173,7 +173,8 @@ class Scheduler:
                 f"step {step} is {status.name.lower()} already: it cannot wait for steps {list(event.prerequisites)}; "
                 "insert it with wait=True and release it when all its prerequisites are known"
             )
-        cycle = self._graph.find_cycle_through(step, event.prerequisites)
+        waits = [p for p in event.prerequisites if self.status(p) not in FINAL]  # only those can be in a circle with it
+        cycle = self._graph.find_cycle_through(step, waits)
         if cycle:
             raise PrerequisiteError(cycle_message(cycle))
         if status is Status.READY:
