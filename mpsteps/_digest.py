@@ -7,6 +7,7 @@ changes a method restarts the run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from typing import Any, Callable, Iterable, Union
@@ -20,17 +21,20 @@ SIZE = 12  # bytes: a million steps collide with a probability of 10^-17
 def step_digest(function: Union[str, Callable[..., Any]], args: Any, prerequisites: Iterable[str], anchor: Any) -> str:
     """The digest as hexadecimal text. `prerequisites`: their digests; `anchor`: the protocol itself, if it stands in
     the arguments."""
-    h = hashlib.blake2b(digest_size=SIZE)
-    h.update(_function_name(function).encode("utf-8", "surrogatepass"))
+    h = _begun(function if isinstance(function, str) else _function_name(function)).copy()
     h.update(repr(args).encode("utf-8", "surrogatepass") if wire.is_plain(args) else _canonical(args, anchor))
     for p in prerequisites:
         h.update(p.encode())
     return h.hexdigest()
 
 
-def _function_name(function: Union[str, Callable[..., Any]]) -> str:
-    if isinstance(function, str):
-        return function
+@functools.lru_cache(maxsize=1024)
+def _begun(name: str) -> Any:
+    """A hash that has taken in the name of a function: most steps share theirs with many others."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=SIZE)
+
+
+def _function_name(function: Callable[..., Any]) -> str:
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     code = getattr(function, "__code__", None)
     if code is not None and "<" in name:  # lambdas and local functions share their names: tell them by what they do

@@ -117,6 +117,15 @@ class ProtocolRun:
             return self.steps
         return [self.steps[i - 1] for i in in_order({s._id: s._prerequisites for s in self.steps})]
 
+    def open_state(self) -> None:
+        """From now on changes of self are known: workers can be given an image of the protocol."""
+        if self._by_value:
+            self._state = StateLog(self.protocol)
+            if self.checks_steps or any(self._demands.of(s).local for s in self.steps):
+                self._watch_own_changes(self._state)
+        else:
+            self.tracker = state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES)
+
     def begin(self, restored: Dict[int, Any]) -> None:
         """Tell the scheduler of all steps; those in `restored` finished in an earlier session."""
         protocol = self.protocol
@@ -135,12 +144,6 @@ class ProtocolRun:
             else:
                 handle(added)
         protocol._stepsDone.set(self.done)
-        if self._by_value:
-            self._state = StateLog(protocol)
-            if self.checks_steps or any(self._demands.of(s).local for s in self.steps):
-                self._watch_own_changes(self._state)
-        else:
-            self.tracker = state.Tracker(protocol, FRAMEWORK_ATTRIBUTES)
         for listener in self._listeners:
             listener.run_started(self, self.kept)
 

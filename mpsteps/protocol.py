@@ -217,7 +217,8 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         if self._sink is not None:
             return self._sink.insert(step)
         step._id = len(self._steps) + 1
-        check_prerequisites(step, len(self._steps))
+        if ids:
+            check_prerequisites(step, len(self._steps))
         self._steps.append(step)
         self._newSteps = True
         return step._id

@@ -252,10 +252,12 @@ class _Session:
         at_once = True
         with Signals(self._on_signal):
             try:
+                work.open_state()
+                if len(restored) < work.total or work.checks_steps:
+                    coordinator.engine.start()  # workers come up while the scheduler hears of the steps
                 work.begin(restored)
                 self._recorder.doubt(doubtful)
                 if work.done < work.total or work.checks_steps:
-                    coordinator.engine.start()
                     coordinator.run()
                 at_once = coordinator.killed
             except (EngineError, JournalError) as error:

@@ -144,6 +144,8 @@ def as_step_id(value: Any) -> int:
 
 def as_step_ids(value: Any) -> Tuple[int, ...]:
     """Ids, each once and in order, from one id or any iterable of them."""
+    if type(value) is list and not value:
+        return ()
     several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
     if several and getattr(value, "ndim", 1):  # an array of no dimension is one number
         return tuple(dict.fromkeys(as_step_id(v) for v in value))

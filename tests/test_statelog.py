@@ -37,17 +37,29 @@ class Replica:
         self.number = number
         self.thing = Thing(**wire.unpack(wire.pack(image)))
         self.tracker = state.Tracker(self.thing, ())
-        self.lane: Deque[Tuple[int, Optional[List[bytes]], Action]] = deque()
+        self.lane: Deque[Tuple[int, _statelog.News, Action]] = deque()
         self.replies: Deque[Tuple[int, Optional[bytes]]] = deque()
+        self.reported = 0  # how many replies told of changes
+        self.pending: Deque[Tuple[int, List[state.Change]]] = deque()  # (number of the reply, what it told)
 
     def run(self) -> None:
         """The next step of the lane, as `_worker.Worker` runs it."""
         step, news, action = self.lane.popleft()
-        for parcel in news or ():
-            self.tracker.apply(wire.unpack(parcel, self.thing))
+        if news is not None:
+            self._hear(news)
         action(self.thing)
         changes = self.tracker.changes()
+        if changes:
+            self.reported += 1
+            self.pending.append((self.reported, changes))
         self.replies.append((step, state.pack_changes(changes, self.thing) if changes else None))
+
+    def _hear(self, news: Any) -> None:
+        taken_in, parcels = (news, ()) if type(news) is int else news
+        while self.pending and self.pending[0][0] <= taken_in:
+            self.pending.popleft()
+        changes = [c for parcel in parcels for c in wire.unpack(parcel, self.thing)]
+        self.tracker.apply(changes, [c for _, own in self.pending for c in own])
 
 
 class Coordinator:
@@ -85,6 +97,8 @@ class Coordinator:
         if parcel is None:
             self.log.settle(step)
         else:
+            if self.tracker is not None:
+                self.publish()  # a local step may be running: its changes come before (see `OwnChanges.before_merge`)
             self.journal.append(self.log.merge(worker, step, parcel))
 
     def act_here(self, action: Action) -> None:
@@ -138,10 +152,11 @@ def test_what_a_step_wrote_is_seen_by_a_later_step_elsewhere() -> None:
 
 
 def test_a_worker_is_not_told_what_it_did_itself() -> None:
-    """Unless somebody else was there before it (see the next test)."""
+    """Only that it was taken in; unless somebody else was there before it (see the next test)."""
     c = Coordinator(1)
     c.run_here(1, lambda thing: thing.grown.append("a"))
 
+    assert c.log.news(1, (98,)) == 1
     assert c.log.news(1, (99,)) is None
 
 
@@ -174,7 +189,7 @@ def test_what_follows_an_echo_in_the_same_lane_is_echoed_too() -> None:
 
 
 def test_a_list_that_grows_in_a_deep_lane_loses_nothing() -> None:
-    """News that arrive between two steps of a lane may put the replica's list back for a moment, never the truth's."""
+    """News that arrive between two steps of a lane come before what the first of them appended."""
     c = Coordinator(2)
     c.send(1, lambda thing: thing.grown.append("a"))
     c.run_here(2, lambda thing: thing.grown.append("x"))
