@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "mpsteps.protocol": ("Protocol",),
+    "mpsteps.streaming": ("ProtStreamingBase",),
     "mpsteps.steps": ("ResultOf", "Step", "step"),
     "mpsteps.pool": ("StepPool",),
     "mpsteps.report": ("RunReport", "StepReport"),
@@ -74,4 +75,5 @@ if typing.TYPE_CHECKING:
     from mpsteps.steps import ResultOf as ResultOf
     from mpsteps.steps import Step as Step
     from mpsteps.steps import step as step
+    from mpsteps.streaming import ProtStreamingBase as ProtStreamingBase
     from mpsteps.validators import *  # noqa: F403

@@ -297,6 +297,8 @@ class Coordinator:
                 steps.append(step)
                 seconds.append(m[1])
         self._flush(worker, steps, seconds)
+        if self._condemned and not self.killed and worker in self._condemned and any(m[0] > 0 for m in messages):
+            self._retire(worker)
 
     def _flush(self, worker: int, steps: List[int], seconds: List[float]) -> None:
         if steps:
@@ -337,12 +339,24 @@ class Coordinator:
             failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log)
             attempt = self.scheduler.attempt(gone.began)
             work.failed(worker, gone.pid, gone.began, attempt, 0.0, 0.0, {"peak_kib": gone.peak_kib}, failure)
-        back = tuple(s for s in self.scheduler.lane(worker) if s != gone.began)
-        if back:
-            work.returned(back)
-        if self.scheduler.knows(worker):
-            self.handle(WorkerLost(worker, gone.began, final=self.killed))
+        self._forget(worker, gone.began)
         work.worker_gone(worker)
+
+    def _retire(self, worker: int) -> None:
+        """Its step has ended just in time, but the signal is on its way and must not hit another one there."""
+        del self._condemned[worker]
+        self.engine.kill(worker, signal.SIGKILL)
+        self._forget(worker, None)
+
+    def _forget(self, worker: int, began: Optional[int]) -> None:
+        """No more steps for this worker; what it was given and had not begun goes back."""
+        back = tuple(s for s in self.scheduler.lane(worker) if s != began)
+        if back:
+            self.work.returned(back)
+        if self.scheduler.knows(worker):
+            self.handle(WorkerLost(worker, began, final=self.killed))
+        # What it said last may have earned it more steps, which the line above has taken back: they must not be sent.
+        self._dispatches = [d for d in self._dispatches if d.worker != worker]
 
     def _out_of_time(self, deadline: Tuple[float, int, int, int, int]) -> None:
         """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable, Dict, Optional, Type
 
 from mpsteps._ipc.wire import Failure
@@ -9,6 +10,8 @@ from mpsteps.errors import SerializationError, StepCancelled, StepError, StepLos
 from mpsteps.report import shorten
 
 LOG_LINES = 20
+_OUR_FRAME = re.compile(r'\s*File "(?:.*[/\\]mpsteps[/\\]_(?:worker|zygote)\.py|<string>)", line \d+ in ')
+"""What faulthandler writes of the frames below a step: they say nothing to a user, and would push the others out."""
 
 _KINDS: Dict[str, Type[StepError]] = {
     "lost": StepLost,
@@ -25,7 +28,7 @@ def step_error(
     where = f" in worker {failure.pid}" if failure.pid else ""
     message = f"step {step._id} {step._funcName}{shorten(step._args)} failed{where}: {failure.cause()}"
     message = "\n".join(_printable(line) for line in message.split("\n"))
-    lines = failure.log.splitlines()[-LOG_LINES:]
+    lines = [line for line in failure.log.splitlines() if not _OUR_FRAME.match(line)][-LOG_LINES:]
     if lines:
         message += "\nits last output:\n" + "\n".join(f"  {_printable(line)}" for line in lines)
     return make_error(message, step._id, failure, exception, unpack)

@@ -7,6 +7,7 @@ run sees it; replies have the form that workers send, with the value and the exc
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any, Dict, Optional, Tuple
 
@@ -78,5 +79,7 @@ def _changes(tracker: state.Tracker, protocol: Any) -> Optional[bytes]:
 
 
 def _cpu_seconds() -> float:
+    """Of this process (of this thread, where the coordinator's loop runs beside it), and of programs that have ended."""
+    own = time.process_time() if threading.current_thread() is threading.main_thread() else time.thread_time()
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return own + times.children_user + times.children_system

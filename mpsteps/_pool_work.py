@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from concurrent.futures import Future
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import StepAdded, WorkerReady
@@ -52,8 +52,8 @@ class PoolWork:
         self._by_future: Dict[Future[Any], Task] = {}  # the same by future
         self._last = 0
         self._closing = False
-        self._failures: Dict[int, Failure] = {}
-        self._errors: Dict[int, BaseException] = {}  # of steps that failed in this turn: those skipped follow
+        self._failures: Dict[int, Tuple[int, Failure]] = {}  # step -> the worker where it failed, and why
+        self._errors: Dict[int, _Reason] = {}  # of failed steps, until the scheduler has told of all it skips for them
         self._uses: Dict[int, int] = {}  # step -> how often its result stands in arguments of steps that have not ended
         self._parcels: Dict[int, bytes] = {}  # results of those that have ended
         self._functions = Functions()
@@ -150,6 +150,7 @@ class PoolWork:
         for worker, _ in old.lanes():
             if worker != LOCAL:
                 new.handle(WorkerReady(worker))
+        self._errors.clear()
         self._last = 0
 
     def take_in(self, task: Task) -> None:
@@ -279,25 +280,30 @@ class PoolWork:
         extras: Optional[Dict[str, Any]], failure: Failure,
     ) -> None:  # fmt: skip
         """Remember why, for `closed`."""
-        self._failures[step] = failure._replace(pid=failure.pid or pid)
+        self._failures[step] = worker, failure._replace(pid=failure.pid or pid)
 
     def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
         """Futures of failed and skipped steps learn why."""
         if status is Status.FAILED:
-            task = self._tasks[steps[0]]
-            error = self._errors[task.step] = step_error(task, self._failures.pop(task.step))
-            self._leave(task)
-            _guard(task.fail, error)
+            step = steps[0]
+            worker, failure = self._failures.pop(step)
+            error = step_error(self._tasks[step], failure)
+            self._errors[step] = _Reason(error, worker, frozenset(self._coordinator.scheduler.lane(worker)))
+            self._end(step, error)
         elif status is Status.SKIPPED and because is not None:
             for step in steps:
-                task = self._tasks[step]
-                self._leave(task)
-                _guard(task.fail, not_run(task, self._errors[because]))
+                self._end(step, not_run(self._tasks[step], self._errors[because].error))
+
+    def _end(self, step: int, error: BaseException) -> None:
+        task = self._tasks[step]
+        self._leave(task)
+        _guard(task.fail, error)
 
     def commit(self) -> None:
-        """The end of a turn. Nothing is written down; what failed in it has been told to all that waited for it."""
+        """The end of a turn. Nothing is written down."""
         if self._errors:
-            self._errors = {}
+            lane = self._coordinator.scheduler.lane
+            self._errors = {s: r for s, r in self._errors.items() if not r.behind.isdisjoint(lane(r.worker))}
 
     def is_over(self) -> bool:
         """After `shut_down`, when nothing is left."""
@@ -346,6 +352,15 @@ class PoolWork:
 
     def on_time(self, now: float) -> None:
         """No timers."""
+
+
+class _Reason(NamedTuple):
+    """Why a step failed. Steps that depend on it are skipped at once, but those that were sent ahead, which are
+    `behind` it in the lane of its `worker`, only when they have come back."""
+
+    error: BaseException
+    worker: int
+    behind: FrozenSet[int]
 
 
 def end_all() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from mpsteps._digest import step_digest
 from mpsteps._ipc.wire import Failure
@@ -24,15 +24,17 @@ class Recorder:
 
     def __init__(self, protocol: Any) -> None:
         self._journal: Optional[JournalWriter] = None
+        self._written: Optional[Callable[[], None]] = None
         self._protocol = protocol
         self._records: List[Record] = []
         self._finished: List[List[Any]] = []  # of one worker, to be written as one record
         self._finished_pid = 0
         self.digests: Dict[int, str] = {}
 
-    def use(self, journal: JournalWriter) -> None:
-        """Write to this journal from now on."""
+    def use(self, journal: JournalWriter, written: Callable[[], None]) -> None:
+        """Write to this journal from now on; `written` is called when something stands in it."""
         self._journal = journal
+        self._written = written
 
     def session(self, info: Dict[str, Any]) -> None:
         """A session begins."""
@@ -130,6 +132,9 @@ class Recorder:
         self._close_finished()
         if self._journal is not None:
             self._journal.append(self._records)
+            if self._written is not None:
+                self._written()
+                self._written = None
         self._records = []
 
     def save_what_happened(self) -> None:

@@ -180,9 +180,11 @@ class Worker:
     def _next(self, message: Tuple[Any, ...]) -> None:
         self._number += 1
         step = message[0]
+        self._recent.pop(step, None)  # an earlier step of a pool may have had this number
         extras = message[5]
         if not self._end.begin(self._number) or (extras and "ahead" in extras and not self._may_follow(extras)):
             self._replies.append((-wire.RETURNED, step))
+            self._flush()  # before a later `finish` counts this message among those that were run
             return
         self._running = step
         started = time.perf_counter()

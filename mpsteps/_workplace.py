@@ -23,8 +23,8 @@ logger = logging.getLogger("mpsteps.protocol")
 class Workplace:
     """Claims the directory when it is made; `leave` gives it back. Raises RunDirectoryError and JournalError.
 
-    `directory` is locked; `history` is what earlier sessions left there. `began` is set by the caller as soon as
-    something may have been written that is worth keeping: without it, `leave` removes what this call has made.
+    `directory` is locked; `history` is what earlier sessions left there. The caller says `begin` before it starts a
+    step: otherwise `leave` removes what this call has made.
     """
 
     def __init__(self, protocol: Any) -> None:
@@ -81,6 +81,10 @@ class Workplace:
             raise RunDirectoryError(f"{path!r} is a run of protocol {before}, not of {name}: choose another directory")
         if not restart:
             self.history = history
+
+    def begin(self) -> None:
+        """From now on there is something worth keeping."""
+        self.began = True
 
     def leave(self) -> None:
         """Release the lock; if nothing ran, remove what was made here."""

@@ -240,7 +240,7 @@ class Protocol(ProtocolInputs, ProtocolPaths):
     @property
     def numberOfSteps(self) -> int:
         """How many steps there are so far."""
-        return int(self._numberOfSteps.get(0))
+        return len(self._steps)
 
     @property
     def stepsDone(self) -> int:

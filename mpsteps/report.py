@@ -66,11 +66,11 @@ def format_seconds(seconds: Optional[float]) -> str:
     """'0.3 s', '12 s', '3 min 05 s', '2 h 10 min'."""
     if seconds is None:
         return "-"
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)

@@ -131,8 +131,7 @@ class _Session:
                 restored = work.earlier.take_all(work.in_order()) if work.earlier else {}
                 doubtful = self._doubtful(work, restored)
                 with self._journal() as journal:
-                    self._recorder.use(journal)
-                    self.place.began = True
+                    self._recorder.use(journal, self.place.begin)
                     self._recorder.session(self._session_info())
                     report = self._run_loop(work, restored, doubtful)
         self._raise_signal()
@@ -200,6 +199,8 @@ class _Session:
             reply = run_here(message, self._work.tracker, protocol, step_log(self.directory.logs, message[0]))
         finally:
             self._in_step = False
+        if len(reply) == 5 and self._interrupted and reply[4][1] == "KeyboardInterrupt":  # as `_on_signal` raised it
+            reply = (*reply[:3], None, tuple(self._why_ended()))
         if len(reply) == 5 or protocol._currentDir is not None:  # it failed, or entered a directory for good
             protocol._currentDir = None
             os.chdir(home)
@@ -286,19 +287,19 @@ class _Session:
                 listener.run_stopping(self._work, "waiting for the running steps; Ctrl-C again ends them")
 
     def _stop_at_once(self) -> None:
+        why = self._why_ended()
+        self._work.interrupted = why.message
+        self._coordinator.kill_all(why)
+
+    def _why_ended(self) -> Failure:
         name = signal.Signals(self._interrupted[-1]).name
-        self._work.interrupted = f"ended by {name}"
-        self._coordinator.kill_all(Failure("cancelled", "StepCancelled", f"the run was ended by {name}"))
+        return Failure("cancelled", "StepCancelled", f"the run was ended by {name}")
 
     def _finish(self, work: ProtocolRun, doubtful: List[int]) -> RunReport:
         """Status, last record, clean-up, report."""
         protocol = self.protocol
-        if work.problem is None and not work.interrupted and not work.failed_steps and work.done < work.total:
-            lost = next(s for s in work.steps if not (s.isFinished() or s.isAwaitingUser()))
-            if not any(s.isAwaitingUser() for s in work.steps):
-                work.problem = InternalError(f"the run came to an end although step {lost} is {lost.getStatus()}")
         protocol._cpuTime = work.kept_cpu_seconds + work.cpu_seconds
-        problem = work.problem
+        problem = work.problem or _unfinished(work)
         if problem is not None:
             protocol.setFailed(str(problem) or type(problem).__name__)
         elif work.interrupted:
@@ -371,6 +372,14 @@ def target_of(protocol: Protocol) -> str:
     if cls.__module__ == "__main__" and path:
         return f"{os.path.abspath(path)}:{cls.__qualname__}"
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _unfinished(work: ProtocolRun) -> Optional[BaseException]:
+    """A run that ends for no reason while steps are left must never pass for finished."""
+    if work.interrupted or work.failed_steps or work.done == work.total or any(s.isAwaitingUser() for s in work.steps):
+        return None
+    left = next(s for s in work.steps if not s.isFinished())
+    return InternalError(f"the run came to its end although step {left} is {left.getStatus()}")
 
 
 def _failure_message(work: ProtocolRun) -> str:

@@ -2,7 +2,7 @@
 
 ::
 
-    o -> o -> o -> ... -> o        2,000 steps; nothing to run in parallel: pure latency
+    o -> o -> o -> ... -> o        5,000 steps; nothing to run in parallel: pure latency
 
 mpsteps: a whole protocol run (start and end of its workers included), and a warm StepPool with `after=`.
 ProcessPoolExecutor: the next call is submitted when the result of the one before it is there.
@@ -50,7 +50,7 @@ def chain_of_steps(pool: mpsteps.StepPool, count: int) -> float:
 def main(argv: Optional[Sequence[str]] = None) -> List[Dict[str, Any]]:
     """Measure, print, save."""
     args = options(argv, __doc__)
-    count = 50 if args.smoke else 2_000
+    count = 50 if args.smoke else 5_000
     with mpsteps.StepPool(args.workers) as steps, concurrent.futures.ProcessPoolExecutor(args.workers) as ppe:
         seconds = interleaved(
             {

@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
-MODULES = ("register", "graph", "slots", "ahead", "lanes", "scheduler")  # in the order of their imports
+MODULES = ("register", "graph", "slots", "waiting", "ahead", "lanes", "scheduler")  # in the order of their imports
 
 
 class Mutant(NamedTuple):
@@ -51,7 +51,7 @@ MUTANTS: dict[str, Mutant] = {
     "does not look at a released step": Mutant(
         "scheduler", "Cause.RELEASED)\n        self._unblock(event.step)", "Cause.RELEASED)"
     ),
-    "does not take a held step out of the queue": Mutant("scheduler", "self._lanes.withdraw(step)", "pass"),
+    "does not take a held step out of the queue": Mutant("scheduler", "self._waiting.withdraw(step)", "pass"),
     "lets a restored step's dependants wait": Mutant(
         "scheduler", "Cause.RESTORED)\n        self._release_dependants((event.step,))", "Cause.RESTORED)"
     ),
@@ -62,16 +62,16 @@ MUTANTS: dict[str, Mutant] = {
     "uses more CPUs than there are": Mutant("lanes", 'if not length and self.slots.free["cpus"] < 1:', "if False:"),
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
     "hands out a step twice": Mutant("lanes", "            ready.popleft()\n        lane.expected", "            ready.rotate(-1)\n        lane.expected"),
-    "queues a returned step twice": Mutant("lanes", "self._plain.appendleft(step)", "self._plain.extendleft((step, step))"),
+    "queues a returned step twice": Mutant("waiting", "self.plain.appendleft(step)", "self.plain.extendleft((step, step))"),
     "loses returned steps": Mutant("scheduler", "for step in reversed(event.steps):", "for step in event.steps[1:]:"),
-    "forgets to queue returned steps": Mutant("scheduler", "        self._lanes.rejoin(step)", "        pass"),
+    "forgets to queue returned steps": Mutant("scheduler", "        self._waiting.rejoin(step)", "        pass"),
     "sends behind a step that must be alone": Mutant("lanes", "lane.alone = worker != LOCAL", "lane.alone = False"),
     "sends a special step to a busy worker": Mutant("lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"),
     "runs a local step in a worker": Mutant("lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"),
     "queues behind steps of unknown duration": Mutant("lanes", "elif expected is None or work", "elif expected is not None and work"),
     "never looks at the lanes again": Mutant("lanes", "            self._stirred = True\n", "            pass\n"),
     "looks at the lanes too late": Mutant("lanes", "(2 * min(room) - 1) * len(lanes) + 1  #", "2 * min(room) * len(lanes) + 9  #"),
-    "overlooks a queue of special steps": Mutant("lanes", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"),
+    "overlooks a queue of special steps": Mutant("waiting", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"),
     "lets younger steps starve a large one": Mutant("lanes", 'lack in ("cpus", "memory")', "False"),
     "keeps the lane of a dead worker": Mutant("lanes", "        del self._lanes[worker]\n", ""),
     "forgets the victim of a lost worker": Mutant("scheduler", "if step == began:", "if False:"),

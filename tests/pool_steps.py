@@ -5,11 +5,15 @@ In a module of their own, so that a worker that runs them need not import the te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from concurrent import futures
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Tuple
+
+if TYPE_CHECKING:
+    from mpsteps import StepPool
 
 SOON = 20.0
 """Seconds after which a future that is not done never will be."""
@@ -85,6 +89,19 @@ class Gate:
         Path(self.path).touch()
 
 
+@contextlib.contextmanager
+def full_pool(folder: Path) -> Iterator[StepPool]:
+    """A pool of two workers, both of which are up: tests that share it find the same processes before and after."""
+    from mpsteps import StepPool
+
+    with StepPool(2) as pool:
+        gate = Gate(folder)
+        held = [gate.hold(pool), gate.hold(pool)]
+        gate.open()
+        futures.wait(held, SOON)
+        yield pool
+
+
 class LeavesTrace:
     """Writes a file when it is collected in another process than it was made in."""
 
@@ -148,6 +165,13 @@ def mul(x: int, y: int) -> int:
 
 def fan_in(*values: int) -> int:
     return sum(values)
+
+
+def pass_unless(value: int, forbidden: int) -> int:
+    """What it was given, in no time; ValueError for one value."""
+    if value == forbidden:
+        raise ValueError(value)
+    return value
 
 
 def count_to(path: str, goal: int, seconds: float = 0, die: bool = False) -> int:

@@ -371,8 +371,8 @@ def test_a_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tmp_path, 
             prot.run(engine=engine)
     assert prot.isFailed()
     assert "space" in prot.getErrorMessage()
-    if after == 0:
-        assert not os.path.exists(run)  # nothing ran
+    if after <= 1:  # nothing but the header could be written, so nothing ran
+        assert not os.path.exists(run)
     done = notes(path)
     assert len(done) < 12
     again = Custom(insert, workingDir=run, notes=path)

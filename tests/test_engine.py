@@ -27,6 +27,7 @@ from conftest import has_token
 from engine_driver import Driver, alive, at_start, step_message, wait_for_file, with_path
 
 import mpsteps._spawn
+from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
 from mpsteps._ipc import wire
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._machine import THREAD_VARIABLES, blas_share, usable_cores
@@ -170,6 +171,88 @@ def test_sending_to_a_worker_that_is_no_more_does_nothing() -> None:
         assert d.engine.pid(w) == 0
 
 
+class Guide(Protocol):
+    """The example of Scipion's parallelization guide, with a rendezvous: two steps each wait until the other runs."""
+
+    stepsExecutionMode = STEPS_PARALLEL
+
+    def _defineParams(self, form: Any) -> None:
+        form.addSection(label="Input")
+        form.addParam("count", IntParam, default=4, label="Items")
+        form.addParallelSection(threads=2)
+
+    def _insertAllSteps(self) -> None:
+        self.intervals: List[Tuple[int, float, float]] = []
+        deps = [self._insertFunctionStep(self.processStep, i, prerequisites=[]) for i in range(self.count.get())]
+        self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
+
+    def processStep(self, i: int) -> None:
+        start = time.monotonic()
+        open(self._getExtraPath(f"runs-{i}"), "w").close()
+        wait_for_file(self._getExtraPath(f"runs-{i ^ 1}"))
+        self.intervals.append((os.getpid(), start, time.monotonic()))
+
+    def createOutputStep(self) -> None:
+        assert len(self.intervals) == self.count.get()
+        assert all(end <= time.monotonic() for _, _, end in self.intervals)
+
+
+def test_the_example_of_the_guide_runs_in_parallel(tmp_path: Path) -> None:
+    """In two processes, at the same time, and the output after all of them."""
+    protocol = Guide(workingDir=str(tmp_path / "run"))
+    protocol.run()
+    assert protocol.isFinished(), protocol.getErrorMessage()
+    assert len({pid for pid, _, _ in protocol.intervals}) == 2
+    assert os.getpid() not in {pid for pid, _, _ in protocol.intervals}
+    for a, b in zip(sorted(protocol.intervals)[:2], sorted(protocol.intervals)[2:]):
+        assert a[0] != b[0]
+    first, second = protocol.intervals[:2]
+    assert max(first[1], second[1]) < min(first[2], second[2]), "they did not overlap"
+
+
+def test_everything_in_a_run_directory_is_private_whatever_the_umask_is(tmp_path: Path) -> None:
+    """Files 0600, folders 0700; what steps write themselves has their own umask."""
+
+    before = os.umask(0)
+    try:
+        Loud(workingDir=str(tmp_path / "run")).run()
+    finally:
+        os.umask(before)
+    found = {}
+    for folder, _, files in os.walk(tmp_path / "run"):
+        found[os.path.relpath(folder, tmp_path)] = stat.S_IMODE(os.stat(folder).st_mode)
+        for name in files:
+            path = os.path.join(folder, name)
+            found[os.path.relpath(path, tmp_path)] = stat.S_IMODE(os.stat(path).st_mode)
+    folders = {name: mode for name, mode in found.items() if (tmp_path / name).is_dir()}
+    assert set(folders.values()) == {0o700}, folders
+    logs = {os.path.basename(name) for name in found if os.sep + "logs" + os.sep in name}
+    assert {"run.stdout", "run.stderr", "step-000001.log", "step-000002.log", "step-000003.log"} <= logs
+    assert {name: oct(m) for name, m in found.items() if name not in folders and m != 0o600} == {}
+
+
+class Loud(Protocol):
+    stepsExecutionMode = STEPS_PARALLEL
+    keepGoing = True
+
+    def _insertAllSteps(self) -> None:
+        self._insertFunctionStep(self.speakStep, prerequisites=[])
+        self._insertFunctionStep(self.dieStep, prerequisites=[])
+        self._insertFunctionStep(self.localStep, prerequisites=[])
+
+    def speakStep(self) -> None:
+        self.runJob("echo", "a program's output")
+        print("hello")
+
+    def dieStep(self) -> None:
+        print("goodbye", flush=True)
+        os._exit(1)
+
+    @step(local=True)
+    def localStep(self) -> None:
+        self.runJob("echo", "at home")
+
+
 # --------------------------------------------------------------------------------------------------------- revocation
 
 
@@ -236,6 +319,26 @@ def test_a_death_in_a_step_names_that_step_and_what_finished_before_it_counts(tm
         assert finished == {1, 2}
         assert gone.began == 3
         assert 4 not in d.replies
+
+
+def test_a_step_that_was_passed_over_is_not_counted_as_finished_after_a_death() -> None:
+    """The worker gave it back, ran the one behind it, and died before it had sent either reply: the word that says how
+    far it has finished counts messages, and must not count what was never run."""
+    with Driver(1) as d:
+        (w,) = d.up()
+        for turn in range(20):
+            first = 100 * turn
+            passed_over = (first + 2, 1, wire.pack(gc.isenabled), (), None, {"ahead": (77777,)})
+            steps = [step_message(first + 1, gc.enable), passed_over, step_message(first + 3, gc.enable)]
+            d.engine.send(w, [*steps, step_message(first + 4, os._exit, 1)])
+            gone = d.gone(w)
+            returned = [m[1] for r in d.all(Replies) for m in r.messages if m[0] == -wire.RETURNED]
+            assert first + 2 not in gone.done
+            assert first + 2 not in d.replies
+            assert gone.began == first + 4
+            assert {s for s in (first + 1, first + 3) if s in d.replies} | set(gone.done) == {first + 1, first + 3}
+            assert first + 2 in returned
+            (w,) = d.up(1)
 
 
 def test_all_workers_killed_at_once_have_one_victim_each(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from pool_steps import (
     count_to,
     fail_plainly,
     fan_in,
+    full_pool,
     note,
+    pass_unless,
     slow_note,
     stubborn_sleep,
     until,
@@ -34,8 +36,15 @@ from mpsteps import _pool_work as pool_work
 from mpsteps.errors import SerializationError, StepCancelled, StepTimeout
 
 
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StepPool]:
+    """One for all tests that leave its workers alive."""
+    with full_pool(tmp_path_factory.mktemp("pool")) as pool:
+        yield pool
+
+
 @pytest.fixture
-def pool() -> Iterator[StepPool]:
+def own_pool() -> Iterator[StepPool]:
     with StepPool(2) as pool:
         yield pool
 
@@ -207,14 +216,31 @@ def test_each_step_is_told_of_its_own_prerequisite(pool: StepPool) -> None:
             assert f"ValueError: {i}" in str(error)
 
 
-def test_the_death_of_a_worker_is_a_cause_as_well(pool: StepPool) -> None:
+def test_steps_sent_ahead_of_a_failure_are_told_the_cause(pool: StepPool) -> None:
+    """Short steps are sent behind their prerequisites before these have finished; when one fails, they come back, and
+    are not run, some time after the failure was told."""
+    list(pool.map(pass_unless, range(200), [-1] * 200))
+    for k in range(20):
+        head = pool.submit(time.sleep, 0.005)  # until all of them are there
+        bad = pool.submit_step(pass_unless, k, k, after=[head])
+        chain = [bad]
+        for _ in range(5):
+            chain.append(pool.submit(pass_unless, chain[-1], -1))
+        for f in chain[1:]:
+            error = f.exception(SOON)
+            assert isinstance(error, StepError)
+            assert error.__cause__ is bad.exception()
+    until(lambda: not pool._work._errors)  # nothing is kept
+
+
+def test_the_death_of_a_worker_is_a_cause_as_well(own_pool: StepPool) -> None:
     """And what hangs on other steps is not concerned."""
-    lost, good = pool.submit(bad_objects.vanish, 5), pool.submit(abs, -1)
-    error = pool.submit(abs, lost).exception(SOON)
+    lost, good = own_pool.submit(bad_objects.vanish, 5), own_pool.submit(abs, -1)
+    error = own_pool.submit(abs, lost).exception(SOON)
     assert isinstance(error, StepError)
     assert isinstance(error.__cause__, StepLost)
     assert "exit code 5" in str(error)
-    assert pool.submit(operator.neg, good).result(SOON) == -1
+    assert own_pool.submit(operator.neg, good).result(SOON) == -1
 
 
 def test_a_failed_future_of_another_executor_is_a_cause(pool: StepPool) -> None:
@@ -271,24 +297,24 @@ def test_a_cause_that_cannot_be_read_is_told_nevertheless(pool: StepPool) -> Non
 # ----------------------------------------------------------------------------------- timeout
 
 
-def test_a_step_that_runs_too_long_is_killed_and_nothing_else(pool: StepPool, gate: Gate) -> None:
+def test_a_step_that_runs_too_long_is_killed_and_nothing_else(own_pool: StepPool, gate: Gate) -> None:
     """StepTimeout names the step and the time; its worker is replaced, the other goes on."""
-    held = gate.hold(pool)
+    held = gate.hold(own_pool)
     started = time.monotonic()
-    late = pool.submit_step(time.sleep, 60, timeout=0.2, name="the late one")
+    late = own_pool.submit_step(time.sleep, 60, timeout=0.2, name="the late one")
     error = late.exception(SOON)
     assert 0.2 <= time.monotonic() - started < 5
     assert isinstance(error, StepTimeout)
     assert "the late one" in str(error)
     assert "0.2 s" in str(error)
-    pid = pool.submit(os.getpid).result(SOON)
+    pid = own_pool.submit(os.getpid).result(SOON)
     gate.open()
     assert held.result(SOON) != pid
 
 
-def test_a_step_that_ignores_sigterm_is_killed_nevertheless(pool: StepPool) -> None:
+def test_a_step_that_ignores_sigterm_is_killed_nevertheless(own_pool: StepPool) -> None:
     """Two seconds later."""
-    assert isinstance(pool.submit_step(stubborn_sleep, timeout=0.1).exception(SOON), StepTimeout)
+    assert isinstance(own_pool.submit_step(stubborn_sleep, timeout=0.1).exception(SOON), StepTimeout)
 
 
 def test_a_step_that_ends_in_time_is_left_alone(pool: StepPool) -> None:
@@ -322,9 +348,9 @@ def test_a_step_is_not_tried_more_often_than_it_may(pool: StepPool, tmp_path: Pa
     assert error.args == ("attempt 1",)
 
 
-def test_a_lost_worker_costs_one_attempt(pool: StepPool, tmp_path: Path) -> None:
+def test_a_lost_worker_costs_one_attempt(own_pool: StepPool, tmp_path: Path) -> None:
     """The next one runs in another worker."""
-    assert pool.submit_step(count_to, str(tmp_path / "n"), 3, 0, True, retries=2).result(SOON) == 3
+    assert own_pool.submit_step(count_to, str(tmp_path / "n"), 3, 0, True, retries=2).result(SOON) == 3
 
 
 def test_what_cannot_travel_is_not_tried_again(pool: StepPool) -> None:
@@ -396,10 +422,10 @@ def test_asking_for_more_cards_than_the_pool_has_is_an_error() -> None:
 # ------------------------------------------------------------------------- names and mistakes
 
 
-def test_messages_name_the_step(pool: StepPool) -> None:
+def test_messages_name_the_step(own_pool: StepPool) -> None:
     """By its function and arguments, or by the name it was given."""
-    assert "vanish(3,)" in str(pool.submit(bad_objects.vanish, 3).exception(SOON))
-    assert "align 5(3,)" in str(pool.submit_step(bad_objects.vanish, 3, name="align 5").exception(SOON))
+    assert "vanish(3,)" in str(own_pool.submit(bad_objects.vanish, 3).exception(SOON))
+    assert "align 5(3,)" in str(own_pool.submit_step(bad_objects.vanish, 3, name="align 5").exception(SOON))
 
 
 @pytest.mark.parametrize(
@@ -460,6 +486,32 @@ def test_a_pool_forgets_the_steps_of_its_past(monkeypatch: pytest.MonkeyPatch, t
         held = [pool.submit_step(time.sleep, 0.5, timeout=5) for _ in range(4)]  # over the times of those of before
         assert [f.result(SOON) for f in held] == [None] * 4
         assert pool.submit(operator.neg, late[0].result() or 1).result(SOON) == -1
+
+
+def test_numbers_that_come_again_are_not_taken_for_those_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short steps follow their prerequisites into the same lane, where the worker looks at numbers only: a step whose
+    prerequisite fails is not run because, long ago, a step with that number went well in this worker."""
+    monkeypatch.setattr(pool_work, "RENEW_AFTER", 20)
+    with StepPool(1) as pool:
+        for good in reversed(range(21)):  # so many of the chain go well: those with higher numbers did before
+            list(pool.map(pass_unless, range(5), [-1] * 5))  # durations are learned anew
+            head = pool.submit(time.sleep, 0.01)  # until all of them are there
+            chain = [pool.submit_step(pass_unless, 7, 7 if good == 0 else -1, after=[head])]
+            for k in range(1, 20):
+                chain.append(pool.submit(pass_unless, chain[-1], 7 if good == k else -1))
+            futures.wait(chain, SOON)
+            assert pool._work._last <= 26
+            assert [f.result(0) for f in chain[:good]] == [7] * good
+            assert [type(f.exception(0)) for f in chain[good:]] == ([ValueError] + [StepError] * 19)[: 20 - good]
+
+
+def test_a_number_that_comes_again_has_no_time_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a step that ended long ago must not end the step that has its number now."""
+    monkeypatch.setattr(pool_work, "RENEW_AFTER", 1)
+    with StepPool(1) as pool:
+        assert pool.submit_step(abs, -1, timeout=0.3).result(SOON) == 1
+        assert pool.submit(time.sleep, 0.6).result(SOON) is None
+        assert pool._work._last == 1
 
 
 def test_a_pool_that_is_never_idle_goes_on(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:

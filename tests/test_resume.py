@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -478,6 +479,58 @@ def test_after_kill_9_finished_steps_are_kept_and_doubtful_ones_run_again(sessio
     assert session.new_notes() == []
 
 
+ARGUMENTS_SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from test_resume import Arguments
+if __name__ == "__main__":
+    prot = Arguments(workingDir={run!r}, notes={notes!r})
+    prot.run(engine="inline")
+"""
+
+
+class Value:
+    """An argument of a class of its own."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+class Arguments(Noted):
+    """Steps with arguments of all kinds."""
+
+    def _insertAllSteps(self):
+        words = [f"word {i}" for i in range(20)]
+        kinds = [
+            1, 2.5, float("nan"), "text", b"bytes", None, True, (1, [2]), {"a": {"b": 1}}, set(words), frozenset(words),
+            {"deep": [set(words)]}, pathlib.Path("a/b"), Value([1, "x"]), self, self.n, ResultOf(1), print, 10**30, "ä€",
+        ]  # fmt: skip
+        try:
+            import numpy as np
+
+            kinds += [np.arange(5.0), np.float32(1.5), [np.ones((2, 2), int)]]
+        except ImportError:
+            pass  # the others are enough
+        for i, kind in enumerate(kinds):
+            self._insertFunctionStep("take", i, kind, prerequisites=[])
+
+    def take(self, i, kind):
+        self.note(i)
+
+
+def test_arguments_of_all_kinds_are_recognised_in_another_process(session, tmp_path):
+    """Also sets, whose order is another one there."""
+    run, log = str(tmp_path / "run"), str(tmp_path / "notes")
+    code = ARGUMENTS_SCRIPT.format(path=[p or os.getcwd() for p in sys.path], run=run, notes=log)
+    for seed in ("1", "2"):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": seed}, timeout=30)
+        if seed == "1":
+            assert len(session.new_notes()) >= 20
+    assert session.new_notes() == []
+    session(None, "processes", cls=Arguments)
+    assert session.new_notes() == []
+
+
 def test_a_journal_cut_anywhere_is_resumed(session, tmp_path):
     """The last frame torn off: its steps run again, nothing else."""
     session(fan(range(4)), "inline")
@@ -488,6 +541,39 @@ def test_a_journal_cut_anywhere_is_resumed(session, tmp_path):
     prot = session(fan(range(4)), "inline")
     assert prot.seen[0] == [0, 1, 2, 3]
     assert len(session.new_notes()) == 5 - prot._report.kept
+
+
+SIGNAL_SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from test_resume import Crashes
+if __name__ == "__main__":
+    Crashes(workingDir={run!r}, notes={notes!r}).run(engine={engine!r})
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_at_once_and_it_can_be_resumed(session, engine, tmp_path, number):
+    """The process ends by the signal, after the journal has been closed: nothing is in doubt."""
+    run, log = str(tmp_path / "run"), str(tmp_path / "notes")
+    code = SIGNAL_SCRIPT.format(path=[p or os.getcwd() for p in sys.path], run=run, notes=log, engine=engine)
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: "hang" in notes(log) or process.poll() is not None, "for the step that hangs")
+        process.send_signal(number)
+        assert process.wait(20) == -number
+    finally:
+        process.kill()
+        process.wait(20)
+    assert session.new_notes() == ["hang", "work 0", "work 1"]
+    history = read_journal(tmp_path / "run" / "journal.log").replay()
+    assert (history.status, history.in_doubt) == ("aborted", [])
+    assert number.name in history.steps[3].error["message"]
+    (tmp_path / "run" / "extra" / "go").touch()
+    prot = session(None, engine, cls=Crashes, options={"in_doubt": "fail"})
+    assert session.new_notes() == ["finish", "hang"]
+    assert prot._report.kept == 2
 
 
 # ------------------------------------------------------------------------------------------- whose directory it is

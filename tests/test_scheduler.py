@@ -30,7 +30,7 @@ from mpsteps._core.lanes import LANE_DEPTH, LANE_SECONDS
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
-from mpsteps.errors import InternalError, PrerequisiteError
+from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 from portrait import portrait
 
 SHORT, LONG = 5e-6, 1.0
@@ -513,7 +513,7 @@ def _busy() -> Scheduler:
     "event",
     [
         StepAdded(4), StepAdded(0), StepAdded(-3), StepReleased(4), StepReleased(9), StepReleased(-1), StepReleased(1),
-        StepHeld(2), StepHeld(6), StepHeld(1), StepRestored(1), StepRestored(2), StepRestored(8), StepRestored(77),
+        StepHeld(6), StepHeld(1), StepRestored(1), StepRestored(2), StepRestored(8), StepRestored(77),
         WorkerReady(1), WorkerReady(LOCAL), WorkerReady(-1), WorkerLost(9), WorkerLost(LOCAL), WorkerLost(1, began=2),
         StepsFinished(1, (2,)), StepsFinished(1, (3, 2)), StepsFinished(1, (3, 3)), StepsFinished(9, (3,)),
         StepsFinished(1, (3,), (1.0, 2.0)), StepsFinished(1, ()), StepsFinished(1, (4,)), StepsFinished(1, (1,)),
@@ -532,6 +532,16 @@ def test_an_illegal_event_raises_and_changes_nothing(event: Any) -> None:
 
     with pytest.raises(InternalError):
         scheduler.handle(event)
+    assert portrait(scheduler) == before
+
+
+def test_a_step_that_is_on_its_way_cannot_be_held() -> None:
+    """Not a bug of ours: the user came too late, and nothing has changed."""
+    scheduler = _busy()
+    before = portrait(scheduler)
+
+    with pytest.raises(UsageError, match="step 2 is on its way"):
+        tell(scheduler, StepHeld(2))
     assert portrait(scheduler) == before
 
 
@@ -573,7 +583,8 @@ class Counted:
         for thing, name in [
             (self.scheduler._register, "move"), (self.scheduler.slots, "lacks"), (self.scheduler._lanes, "_fill"),
             (self.scheduler._lanes, "_place_for"), (self.scheduler._lanes, "_assign_plain"),
-            (self.scheduler._lanes, "_begin"), (self.scheduler._lanes, "join"), (self.scheduler._lanes, "rejoin"),
+            (self.scheduler._lanes, "_begin"), (self.scheduler._waiting, "join"), (self.scheduler._waiting, "rejoin"),
+            (self.scheduler._waiting, "oldest_special"), (self.scheduler._waiting, "first_plain"),
         ]:  # fmt: skip
             monkeypatch.setattr(thing, name, self._counting(getattr(thing, name)))
 

@@ -77,6 +77,8 @@ class Coordinator:
             self.hire()
 
     def hire(self) -> Replica:
+        if self.tracker is not None:
+            self.publish()  # else the image would have what a local step has changed and may yet take back
         self.workers += 1
         replica = self.replicas[self.workers] = Replica(self.workers, vars(self.truth))
         self.log.join(self.workers)
@@ -378,9 +380,16 @@ class Chaos:
         return act
 
     def _send(self) -> None:
-        """A step that depends on all steps merged so far, and looks whether it sees what they appended."""
+        """A step that depends on all steps merged so far, and looks whether it sees what they appended.
+
+        Or it is sent ahead: then it depends also on all that stand before it in its lane.
+        """
         c = self.c
-        must_see = [item for step in self.merged for item in self.grown.get(step, [])]
+        worker = self.r.choice(list(c.replicas))
+        before = list(self.merged)
+        if self.r.random() < 0.5:
+            before += [step for step, *_ in (*c.replicas[worker].replies, *c.replicas[worker].lane)]
+        must_see = [item for step in before for item in self.grown.get(step, [])]
         act = self._action(c.steps + 1)
 
         def look_and_act(thing: Any) -> None:
@@ -388,7 +397,7 @@ class Chaos:
             assert not blind, f"a step does not see {blind}, which its prerequisites wrote"
             act(thing)
 
-        c.send(self.r.choice(list(c.replicas)), look_and_act)
+        c.send(worker, look_and_act)
 
     def happen(self) -> None:
         r, c = self.r, self.c
@@ -403,8 +412,7 @@ class Chaos:
             self.merged.append(replica.replies[0][0])
             c.take_reply(worker)
         elif x < 0.92:
-            lost = [step for step, _, _ in replica.lane] + [step for step, _ in replica.replies]
-            for step in lost:
+            for step, *_ in (*replica.lane, *replica.replies):
                 self.grown.pop(step, None)
             c.lose(worker)
             c.hire()

@@ -5,23 +5,22 @@ another one it goes only when its function is known to be short: the lane's expe
 its length under `LANE_DEPTH` and under an even share of what is ready, so that nothing queues behind a long step while
 another worker is idle.
 
-A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. Those with the
-same demand wait in one queue: if the first does not fit, none does, and a thousand steps that wait for one graphics
-card cost as much as one. A step that lacks CPU or memory slots keeps what is freed from younger steps (otherwise it
-would starve); one that lacks a graphics card or a token does not.
+A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. One that lacks
+CPU or memory slots keeps what is freed from younger steps (otherwise it would starve); one that lacks a graphics card
+or a token does not.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
+from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError
 
 LANE_SECONDS = 0.002
@@ -50,23 +49,17 @@ class _Lane:
 
 
 class Lanes:
-    """The ready steps, the lanes, the slots.
+    """The lanes and the slots.
 
-    Invariants: a step is in flight if and only if it is in exactly one lane. A READY step stands once in the queue of
-    its demand; other steps in a queue are `_withdrawn`: they are passed over when they are met. A lane that is not
-    empty holds one CPU slot (under minus the worker's id), or its only step holds what it demands.
+    Invariants: a step is in flight if and only if it is in exactly one lane. A lane that is not empty holds one CPU
+    slot (under minus the worker's id), or its only step holds what it demands.
     """
 
-    def __init__(self, register: Register, slots: SlotPool) -> None:
+    def __init__(self, register: Register, waiting: Waiting, slots: SlotPool) -> None:
         self.slots = slots
         self._register = register
+        self._waiting = waiting
         self._lanes: Dict[int, _Lane] = {LOCAL: _Lane()}
-        self._plain: Deque[int] = deque()  # PLAIN steps, oldest first
-        self._special: Dict[Demand, Deque[Tuple[int, int]]] = {}  # all others: demand -> (turn, step), oldest first
-        self._heads: List[Tuple[int, Demand]] = []  # heap; has the turn of the first step of each queue in `_special`
-        self._withdrawn: Set[int] = set()
-        self._last_turn = 0
-        self._first_turn = 0  # steps that come back get turns below those of all others
         self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
         self._mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
         # A step that joins the end of the queue changes nothing for those before it, unless it raises the even share
@@ -107,36 +100,6 @@ class Lanes:
         if self.ahead is not None:
             self.ahead.gone(worker)
         return left
-
-    def join(self, step: int) -> None:
-        """A step has become READY: it waits behind all others (or, once withdrawn, where it still stands)."""
-        if step in self._withdrawn:
-            self._withdrawn.remove(step)
-            return
-        demand = self._register.demands.get(step)
-        if demand is None:
-            self._plain.append(step)
-            return
-        self._last_turn += 1
-        queue = self._special.get(demand)
-        if queue is None:
-            queue = self._special[demand] = deque()
-            heapq.heappush(self._heads, (self._last_turn, demand))
-        queue.append((self._last_turn, step))
-
-    def rejoin(self, step: int) -> None:
-        """A step is READY again: it is the next to be handed out, since it has waited long enough."""
-        demand = self._register.demands.get(step)
-        if demand is None:
-            self._plain.appendleft(step)
-            return
-        self._first_turn -= 1
-        self._special.setdefault(demand, deque()).appendleft((self._first_turn, step))
-        heapq.heappush(self._heads, (self._first_turn, demand))
-
-    def withdraw(self, step: int) -> None:
-        """A step that was READY is not, though nobody has run it."""
-        self._withdrawn.add(step)
 
     def leave(self, worker: int, steps: Sequence[int], commands: List[Command]) -> None:
         """`worker` has answered for `steps` (at least one).
@@ -194,9 +157,9 @@ class Lanes:
         """Hand out what can be. `stirred`: more has happened since the last call than that steps were added."""
         if stirred:
             self._stirred = True
-        if self._heads and self._assign_special(commands):
+        if self._waiting.has_special and self._assign_special(commands):
             return
-        if self._plain and (self._stirred or self._open_steps() >= self._enough):
+        if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
         if self.ahead is not None and stirred:
             self._assign_ahead(self.ahead, commands)
@@ -207,29 +170,21 @@ class Lanes:
 
     def _assign_special(self, commands: List[Command]) -> bool:
         """Hand out steps with a demand of their own; True: one of them must have what is freed next."""
-        heads = self._heads
+        waiting = self._waiting
         passed: List[Tuple[int, Demand]] = []
         reserved = False
-        while heads:
-            turn, demand = heads[0]
-            queue = self._special.get(demand)
-            if not queue or queue[0][0] != turn:  # another entry stands for this queue
-                heapq.heappop(heads)
-                continue
-            step = queue[0][1]
-            if self._register.statuses[step] == _READY:
-                worker, reserved = self._place_for(demand)
-                if reserved:
-                    break
-                if worker is None:
-                    passed.append(heapq.heappop(heads))
-                    continue
-                self._send(worker, step, demand, commands)
+        head = waiting.oldest_special()
+        while head is not None:
+            worker, reserved = self._place_for(head.demand)
+            if reserved:
+                break
+            if worker is None:
+                passed.append(waiting.pass_over())
             else:
-                self._withdrawn.discard(step)
-            self._next_in(queue, demand)
-        for entry in passed:
-            heapq.heappush(heads, entry)
+                self._send(worker, head.step, head.demand, commands)
+                waiting.take(head.demand)
+            head = waiting.oldest_special()
+        waiting.look_again(passed)
         return reserved
 
     def _place_for(self, demand: Demand) -> Tuple[Optional[int], bool]:
@@ -239,15 +194,6 @@ class Lanes:
             return None, True
         lack = self.slots.lacks(demand)
         return (None, lack in ("cpus", "memory")) if lack else (worker, False)
-
-    def _next_in(self, queue: Deque[Tuple[int, int]], demand: Demand) -> None:
-        """The first of `queue`, which is the oldest of all, is done with."""
-        queue.popleft()
-        if queue:
-            heapq.heapreplace(self._heads, (queue[0][0], demand))
-        else:
-            heapq.heappop(self._heads)
-            del self._special[demand]
 
     def _idle_worker(self) -> Optional[int]:
         for worker, lane in self._lanes.items():
@@ -270,7 +216,7 @@ class Lanes:
             lanes.sort(key=_by_length)
         depth = self._depth(len(lanes))
         for length, worker, lane in lanes:
-            if not self._plain or length * 2 > depth:
+            if not self._waiting.plain or length * 2 > depth:
                 break  # more than half full: a larger batch later is cheaper than a small one now
             if not length and self.slots.free["cpus"] < 1:
                 continue
@@ -321,7 +267,7 @@ class Lanes:
 
     def _fill(self, lane: _Lane, depth: int) -> Tuple[int, ...]:
         """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
-        ready, mean = self._plain, self._mean
+        ready, mean = self._waiting.plain, self._mean
         statuses, functions = self._register.statuses, self._register.functions
         sent: List[int] = []
         length, work = len(lane.steps), lane.expected
@@ -338,7 +284,7 @@ class Lanes:
                 length += 1
                 sent.append(step)
             else:
-                self._withdrawn.discard(step)
+                self._waiting.withdrawn.discard(step)
             ready.popleft()
         lane.expected = work
         self._register.move_all(sent, Cause.ASSIGNED)
@@ -347,14 +293,12 @@ class Lanes:
 
     def _remember_room(self, lanes: Sequence[Tuple[int, int, _Lane]]) -> None:
         """Work out when it will be worth while to look at the lanes again."""
-        ready, statuses = self._plain, self._register.statuses
-        while ready and statuses[ready[0]] != _READY:
-            self._withdrawn.discard(ready.popleft())
-        self._stirred = not ready
-        if not ready:
+        head = self._waiting.first_plain()
+        self._stirred = head is None
+        if head is None:
             return
         self._enough = _NEVER
-        expected = self._mean.get(self._register.functions[ready[0]])
+        expected = self._mean.get(self._register.functions[head])
         if expected is not None:
             room = [len(lane.steps) for _, _, lane in lanes if lane.steps and lane.expected + expected <= LANE_SECONDS]
             if room and 2 * min(room) <= LANE_DEPTH:
@@ -379,14 +323,8 @@ class Lanes:
                 holders.add(lane.steps[0] if lane.alone else -worker)
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
-        waiting = [*self._plain, *(s for queue in self._special.values() for _, s in queue)]
-        ready = {s for s in range(1, len(statuses)) if statuses[s] == _READY}
-        assert len(waiting) == len(set(waiting)), "a step waits twice"
-        assert ready <= set(waiting), f"steps {ready - set(waiting)} are ready and nobody will hand them out"
-        assert self._withdrawn == set(waiting) - ready, f"withdrawn: {self._withdrawn}, not {set(waiting) - ready}"
-        assert {(q[0][0], d) for d, q in self._special.items()} <= set(self._heads), "a queue will never be looked at"
         if not stopping and not self._is_reserved():
-            head = next((s for s in self._plain if statuses[s] == _READY), None)
+            head = next((s for s in self._waiting.plain if statuses[s] == _READY), None)
             lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and not lane.alone]
             if head is not None:
                 idle = self.slots.free["cpus"] > 0 and not all(lane.steps for lane in lanes)
@@ -396,13 +334,11 @@ class Lanes:
 
     def _is_reserved(self) -> bool:
         """Whether a step with a demand of its own waits for what is freed next; that it can have nothing is checked."""
-        statuses = self._register.statuses
-        for _, step, demand in sorted((turn, s, d) for d, queue in self._special.items() for turn, s in queue):
-            if statuses[step] == _READY:
-                worker, reserved = self._place_for(demand)
-                assert worker is None, f"step {step} could be handed out and is not"
-                if reserved:
-                    return True
+        for step, demand in self._waiting.in_order():
+            worker, reserved = self._place_for(demand)
+            assert worker is None, f"step {step} could be handed out and is not"
+            if reserved:
+                return True
         return False
 
     def _has_room(self, lane: _Lane, step: int, workers: int) -> bool:

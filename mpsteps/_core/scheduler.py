@@ -2,8 +2,8 @@
 
 `handle(event)` is the only way to change it. It is total: an event either moves steps along edges of
 `steps.TRANSITIONS` or raises InternalError with the step's story, and then nothing has changed: every handler checks
-before it acts. What a step may do is told by `register`, where it is sent by `lanes`; here is what an event means for
-the other steps.
+before it acts. What a step may do is told by `register`, which is next by `waiting`, where it is sent by `lanes`; here
+is what an event means for the other steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from mpsteps._core.lanes import Lanes
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Status
-from mpsteps.errors import InternalError, PrerequisiteError
+from mpsteps._core.waiting import Waiting
+from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 
 _BLOCKED, _READY, _FINISHED = int(Status.BLOCKED), int(Status.READY), int(Status.FINISHED)
 _LOST_CAUSE = (int(Status.FAILED), int(Status.SKIPPED))
@@ -56,7 +57,8 @@ class Scheduler:
         self.stopping = False
         self._register = Register()
         self._graph = Graph()
-        self._lanes = Lanes(self._register, slots)
+        self._waiting = Waiting(self._register)
+        self._lanes = Lanes(self._register, self._waiting, slots)
         if ahead:
             self._lanes.ahead = Ahead(self._register, self._graph)
         self._doomed: Dict[int, int] = {}  # step in a lane, sent ahead -> the failed step it depends on
@@ -161,7 +163,7 @@ class Scheduler:
     def _unblock(self, step: int) -> None:
         if self._register.statuses[step] == _BLOCKED and not self._graph.missing(step):
             self._register.move(step, Cause.PREREQUISITES_MET)
-            self._lanes.join(step)
+            self._waiting.join(step)
 
     def _prerequisites_added(self, event: PrerequisitesAdded, commands: List[Command]) -> None:
         step, status = event.step, self.status(event.step)
@@ -187,6 +189,8 @@ class Scheduler:
         self._unblock(event.step)
 
     def _step_held(self, event: StepHeld, commands: List[Command]) -> None:
+        if self.status(event.step) in IN_FLIGHT:
+            raise UsageError(f"step {event.step} is on its way to a worker already: it cannot be made to wait")
         self._move_from_ready(event.step, Cause.HELD_AGAIN)
 
     def _step_restored(self, event: StepRestored, commands: List[Command]) -> None:
@@ -198,7 +202,7 @@ class Scheduler:
         was_ready = self.status(step) is Status.READY
         self._register.move(step, cause)
         if was_ready:
-            self._lanes.withdraw(step)
+            self._waiting.withdraw(step)
 
     # ------------------------------------------------------------ workers report
 
@@ -276,7 +280,7 @@ class Scheduler:
 
     def _back(self, step: int, cause: Cause) -> None:
         self._register.move(step, cause)
-        self._lanes.rejoin(step)
+        self._waiting.rejoin(step)
 
     def _skip(self, steps: Sequence[int], because: int, commands: List[Command]) -> None:
         """`steps` and everything downstream can never run. A worklist: chains can be 10^5 long."""
@@ -309,6 +313,7 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError if the state contradicts itself; tests call it after every event."""
         self._register.check_invariants()
+        self._waiting.check_invariants()
         self._lanes.check_invariants(self.stopping)
         statuses, missing = self._register.statuses, self._graph.missing
         for step in range(1, len(statuses)):

@@ -87,7 +87,7 @@ def _detail(value: Any, anchor: Any) -> Any:
     if kind is list:
         return len(value), _fingerprint(value, anchor)
     if kind is dict:
-        return {k: v if type(v) in _ATOMS else _Mark(v, anchor) for k, v in value.items()}
+        return {k: v if type(v) in _ATOMS else _Mark(v, anchor) for k, v in list(value.items())}  # a local step may write
     if kind is set:
         return set(value)
     return None
@@ -164,7 +164,7 @@ class Tracker:
                 continue
             found.extend(_difference(name, mark, value))
             self._remember(name, value)
-        if len(marks) > len(attributes) - len(ignored):
+        if not marks.keys() <= attributes.keys():
             for name in [n for n in marks if n not in attributes]:
                 del marks[name]
                 found.append(("-", name))
@@ -231,7 +231,7 @@ def _difference(name: str, mark: Any, value: Any) -> List[Change]:
 def _dict_difference(name: str, old: Dict[Any, Any], value: Dict[Any, Any]) -> List[Change]:
     missing = object()
     items = {}
-    for k, v in value.items():
+    for k, v in list(value.items()):  # at once: a local step may be writing to it
         before = old.get(k, missing)
         if before is v or (type(before) is _Mark and before.same(v)):
             continue

@@ -1,0 +1,140 @@
+"""The steps that are READY, in the order in which they are to be handed out.
+
+Ordinary ones stand in one queue. Those with the same demand of their own wait in one queue each: if the first does not
+fit, none does, so that a thousand steps that wait for one graphics card cost as much as one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Deque, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+from mpsteps._core.register import Register
+from mpsteps._core.steps import Demand, Status
+
+_READY = int(Status.READY)
+
+
+class Head(NamedTuple):
+    """The first of those that wait with one demand; the smaller its turn, the longer it has waited."""
+
+    turn: int
+    demand: Demand
+    step: int
+
+
+class Waiting:
+    """The queues.
+
+    Invariant: a READY step stands once in the queue of its demand; any other step in a queue is `withdrawn`: it is
+    passed over when it is met. (Taking it out of the middle would cost a walk.)
+    """
+
+    def __init__(self, register: Register) -> None:
+        self._register = register
+        self.plain: Deque[int] = deque()  # PLAIN steps, oldest first
+        self.withdrawn: Set[int] = set()
+        self._special: Dict[Demand, Deque[Tuple[int, int]]] = {}  # all others: demand -> (turn, step), oldest first
+        self._heads: List[Tuple[int, Demand]] = []  # heap; has the turn of the first step of each queue in `_special`
+        self._last_turn = 0
+        self._first_turn = 0  # steps that come back get turns below those of all others
+
+    # -------------------------------------------------------------- coming and going
+
+    def join(self, step: int) -> None:
+        """A step has become READY: it waits behind all others (or, once withdrawn, where it still stands)."""
+        if step in self.withdrawn:
+            self.withdrawn.remove(step)
+            return
+        demand = self._register.demands.get(step)
+        if demand is None:
+            self.plain.append(step)
+            return
+        self._last_turn += 1
+        queue = self._special.get(demand)
+        if queue is None:
+            queue = self._special[demand] = deque()
+            heapq.heappush(self._heads, (self._last_turn, demand))
+        queue.append((self._last_turn, step))
+
+    def rejoin(self, step: int) -> None:
+        """A step is READY again: it is the next to be handed out, since it has waited long enough."""
+        demand = self._register.demands.get(step)
+        if demand is None:
+            self.plain.appendleft(step)
+            return
+        self._first_turn -= 1
+        self._special.setdefault(demand, deque()).appendleft((self._first_turn, step))
+        heapq.heappush(self._heads, (self._first_turn, demand))
+
+    def withdraw(self, step: int) -> None:
+        """A step that was READY is not, though nobody has run it."""
+        self.withdrawn.add(step)
+
+    def first_plain(self) -> Optional[int]:
+        """The oldest ordinary step."""
+        plain, statuses = self.plain, self._register.statuses
+        while plain:
+            if statuses[plain[0]] == _READY:
+                return plain[0]
+            self.withdrawn.discard(plain.popleft())
+        return None
+
+    # ---------------------------------------------------------------- special demands
+
+    @property
+    def has_special(self) -> bool:
+        """Whether a step with a demand of its own may be waiting."""
+        return bool(self._heads)
+
+    def oldest_special(self) -> Optional[Head]:
+        """The step that has waited longest of the first ones of all queues."""
+        heads, statuses = self._heads, self._register.statuses
+        while heads:
+            turn, demand = heads[0]
+            queue = self._special.get(demand)
+            if not queue or queue[0][0] != turn:
+                heapq.heappop(heads)  # another entry stands for this queue
+            elif statuses[queue[0][1]] != _READY:
+                self.withdrawn.discard(queue[0][1])
+                self.take(demand)
+            else:
+                return Head(turn, demand, queue[0][1])
+        return None
+
+    def take(self, demand: Demand) -> None:
+        """What `oldest_special` gave has been handed out."""
+        queue = self._special[demand]
+        queue.popleft()
+        if queue:
+            heapq.heapreplace(self._heads, (queue[0][0], demand))
+        else:
+            heapq.heappop(self._heads)
+            del self._special[demand]
+
+    def pass_over(self) -> Tuple[int, Demand]:
+        """What `oldest_special` gave, and all that want the same, are left out of account until `look_again`."""
+        return heapq.heappop(self._heads)
+
+    def look_again(self, passed: List[Tuple[int, Demand]]) -> None:
+        """Take into account what was passed over."""
+        for entry in passed:
+            heapq.heappush(self._heads, entry)
+
+    # -------------------------------------------------------------------- checking
+
+    def in_order(self) -> Iterator[Tuple[int, Demand]]:
+        """All steps with a demand of their own, oldest first, found without the shortcuts."""
+        everything = sorted((turn, s, demand) for demand, queue in self._special.items() for turn, s in queue)
+        return ((s, demand) for _, s, demand in everything if self._register.statuses[s] == _READY)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if a step waits twice, or would never be met."""
+        statuses = self._register.statuses
+        waiting = [*self.plain, *(s for queue in self._special.values() for _, s in queue)]
+        ready = {s for s in range(1, len(statuses)) if statuses[s] == _READY}
+        assert len(waiting) == len(set(waiting)), "a step waits twice"
+        assert ready <= set(waiting), f"steps {ready - set(waiting)} are ready and nobody will hand them out"
+        assert self.withdrawn == set(waiting) - ready, f"withdrawn: {self.withdrawn}, not {set(waiting) - ready}"
+        assert {(q[0][0], d) for d, q in self._special.items()} <= set(self._heads), "a queue will never be looked at"

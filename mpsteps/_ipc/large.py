@@ -1,0 +1,124 @@
+"""Parcels of large values: what is large lies in a block of an arena, the rest is a short parcel as `wire` writes it.
+
+Pickle's protocol 5 hands out the memory of arrays instead of copying it into the pickle; it is copied once, into the
+block, and a reader's array lies in that very memory, read-only. Plain `bytes` and `bytearray`s are carried the same way
+as far as the block, and copied out of it, since they must own their memory. A pickle that is itself large (a list of
+a million strings) becomes a buffer like the others.
+
+The first byte of a parcel says how it is to be opened. `m` and `p` are those of `wire`: nothing was large, or the arena
+refused. With a reference: `M`: buffer 0 is what marshal wrote. `P`: the number of plain buffers (u32), then a pickle;
+the block has the plain buffers, then those of arrays. `Q`: the same with the pickle as buffer 0.
+"""
+
+from __future__ import annotations
+
+import io
+import marshal
+import pickle
+import struct
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import cloudpickle
+
+from mpsteps._ipc import wire
+from mpsteps._ipc.arena import Arena, Buffer
+from mpsteps._ipc.blocks import Attachments, Reference
+
+THRESHOLD = 256 << 10
+"""Bytes from which a buffer goes through the arena: below, attaching costs more than copying."""
+
+_PROTOCOL = 5
+_COUNT = struct.Struct("<I")
+
+
+def pack_large(
+    value: Any, arena: Optional[Arena], threshold: int = THRESHOLD, anchor: Any = None
+) -> Tuple[bytes, Optional[Reference]]:
+    """A parcel and the block that its large buffers went to; None: there were none, or no block could be had.
+
+    Raises what cloudpickle raises; no block is left then. Whoever sends the reference has it freed in the end.
+    `anchor`: see `wire.pack`.
+    """
+    if arena is None:
+        return wire.pack(value, anchor), None
+    if wire.is_plain(value):
+        written = marshal.dumps(value)
+        reference = arena.put([written]) if len(written) >= threshold else None
+        return (b"m" + written, None) if reference is None else (b"M", reference)
+    file = io.BytesIO()
+    pickler = _Pickler(file, anchor, threshold)
+    pickler.dump(value)
+    data = file.getbuffer()
+    buffers: List[Buffer] = [*pickler.plain, *pickler.arrays]
+    if not buffers and len(data) < threshold:
+        return b"p" + data, None
+    kind = b"P" if len(data) < threshold else b"Q"
+    reference = arena.put(buffers if kind == b"P" else [data, *buffers])
+    if reference is None:
+        return (wire.pack(value, anchor) if buffers else b"p" + data), None
+    head = kind + _COUNT.pack(len(pickler.plain))
+    return (head + data if kind == b"P" else head), reference
+
+
+def unpack_large(
+    parcel: bytes, reference: Optional[Reference], attachments: Optional[Attachments], anchor: Any = None
+) -> Any:
+    """The value of a parcel. Arrays that lie in the block are read-only, and keep it in use as long as they live.
+
+    BlockError if the block cannot be opened. Runs the user's code: call it inside a try block.
+    """
+    if reference is None or attachments is None:
+        return wire.unpack(parcel, anchor)
+    views = attachments.get(reference)
+    kind = parcel[:1]
+    if kind == b"M":
+        return marshal.loads(views[0])
+    (plain,) = _COUNT.unpack_from(parcel, 1)
+    data = memoryview(parcel)[1 + _COUNT.size :] if kind == b"P" else views.pop(0)
+    return _Unpickler(io.BytesIO(data), views[:plain], views[plain:], anchor).load()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
+    """Keeps large buffers out of the pickle: `plain` of bytes and bytearrays, by index; `arrays` in their order."""
+
+    def __init__(self, file: io.BytesIO, anchor: Any, threshold: int) -> None:
+        super().__init__(file, protocol=_PROTOCOL, buffer_callback=self._keep_in)
+        self._anchor = _Pickler if anchor is None else anchor  # None must not be taken for the anchor
+        self._threshold = threshold
+        self._known: Dict[int, Tuple[str, int]] = {}
+        self.plain: List[Buffer] = []
+        self.arrays: List[Buffer] = []
+
+    def _keep_in(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < self._threshold:
+            return True
+        self.arrays.append(view)
+        return False
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Called for every object before anything else is done with it."""
+        kind = type(obj)
+        if (kind is bytes or kind is bytearray) and len(obj) >= self._threshold:
+            known = self._known.get(id(obj))
+            if known is None:
+                known = self._known[id(obj)] = (kind.__name__, len(self.plain))
+                self.plain.append(obj)  # which also keeps its id from being given to another
+            return known
+        return "anchor" if obj is self._anchor else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, plain: List[memoryview], arrays: Iterable[memoryview], anchor: Any) -> None:
+        super().__init__(file, buffers=arrays)
+        self._plain = plain
+        self._made: Dict[int, Any] = {}
+        self._anchor = anchor
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid == "anchor":
+            return self._anchor
+        kind, index = pid
+        if index not in self._made:
+            self._made[index] = (bytes if kind == "bytes" else bytearray)(self._plain[index])
+        return self._made[index]
