@@ -25,7 +25,7 @@ END = "<!-- end of what was made -->"
 
 
 def diagram() -> str:
-    """The Mermaid text: one arrow for each pair of statuses, labelled with all causes that lead from one to the other."""
+    """The Mermaid text: an arrow for each pair of statuses, labelled with what leads from one to the other."""
     causes: Dict[Tuple[Status, Status], List[str]] = {}
     for (before, cause), after in TRANSITIONS.items():
         causes.setdefault((before, after), []).append(cause.name.lower().replace("_", " "))

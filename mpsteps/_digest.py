@@ -1,8 +1,9 @@
 """By which content a step is recognised when a run is resumed: its function, its arguments, its prerequisites.
 
 Not by its position: a step inserted in the middle must not make later ones run again. Prerequisites count by their
-own digests, so that a changed argument changes everything downstream. Code does not count (as in Scipion): whoever
-changes a method restarts the run.
+own digests, so that a changed argument changes everything downstream; so does the step that a `ResultOf` names. The
+code of methods and functions does not count (as in Scipion): whoever changes a method restarts the run. Lambdas and
+local functions share their names, so they count by what they do and what they hold.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import types
 from typing import Any, Callable, Iterable, Union
 
 from mpsteps._ipc import wire
@@ -17,15 +19,21 @@ from mpsteps.steps import ResultOf
 
 SIZE = 12  # bytes: a million steps collide with a probability of 10^-17
 
+DigestOf = Callable[[int], str]
 
-def step_digest(function: Union[str, Callable[..., Any]], args: Any, prerequisites: Iterable[str], anchor: Any) -> str:
-    """The digest as hexadecimal text. `prerequisites`: their digests; `anchor`: the protocol itself, if it stands in
-    the arguments."""
-    h = _begun(function if isinstance(function, str) else _function_name(function)).copy()
-    h.update(repr(args).encode("utf-8", "surrogatepass") if wire.is_plain(args) else _canonical(args, anchor))
+
+def step_digest(
+    function: Union[str, Callable[..., Any]], args: Any, prerequisites: Iterable[int], anchor: Any, digest_of: DigestOf
+) -> str:
+    """The digest as hexadecimal text. `anchor`: the protocol itself, which may stand in the arguments; `digest_of`
+    gives the digest of a step that comes before."""
+    canonical = _Canonical(anchor, digest_of)
+    name = function if isinstance(function, str) else canonical.function(function)
+    h = _begun(name).copy()
+    h.update(repr(args).encode("utf-8", "surrogatepass") if wire.is_plain(args) else canonical.bytes_of(args))
     for p in prerequisites:
-        h.update(p.encode())
-    return h.hexdigest()
+        h.update(digest_of(p).encode())
+    return str(h.hexdigest())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -34,34 +42,76 @@ def _begun(name: str) -> Any:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=SIZE)
 
 
-def _function_name(function: Callable[..., Any]) -> str:
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    code = getattr(function, "__code__", None)
-    if code is not None and "<" in name:  # lambdas and local functions share their names: tell them by what they do
-        name += hashlib.blake2b(code.co_code + repr(code.co_names).encode(), digest_size=SIZE).hexdigest()
-    return name
+class _Canonical:
+    """Equal bytes for equal content in another process: sets sorted, arrays by their bytes, functions by name."""
+
+    def __init__(self, anchor: Any, digest_of: DigestOf) -> None:
+        self._anchor = anchor
+        self._digest_of = digest_of
+
+    def bytes_of(self, value: Any) -> bytes:
+        """What cannot be written down cannot be recognised: its bytes are new each time, and its step always runs."""
+        try:
+            return self._write(value)
+        except Exception:
+            return os.urandom(SIZE)
+
+    def function(self, function: Any) -> str:
+        """A text for a function that is no method of the protocol."""
+        if isinstance(function, types.MethodType):
+            return f"{self.function(function.__func__)} of {self._hash(function.__self__)}"
+        if isinstance(function, types.FunctionType):
+            name = f"{function.__module__}.{function.__qualname__}"
+            return name if "<" not in name else name + self._hash_of_code(function)
+        if isinstance(function, (types.BuiltinFunctionType, type)):
+            owner = getattr(function, "__self__", None)
+            held = "" if owner is None or isinstance(owner, types.ModuleType) else self._hash(owner)
+            return f"{function.__module__}.{function.__qualname__}{held}"
+        if isinstance(function, functools.partial):
+            return f"partial {self.function(function.func)} {self._hash((function.args, function.keywords))}"
+        return f"{type(function).__module__}.{type(function).__qualname__}{self._hash(function)}"
+
+    def _hash(self, value: Any) -> str:
+        return hashlib.blake2b(self.bytes_of(value), digest_size=SIZE).hexdigest()
+
+    def _hash_of_code(self, function: types.FunctionType) -> str:
+        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        return _code_text(function.__code__) + self._hash((held, function.__defaults__, function.__kwdefaults__))
+
+    def _write(self, value: Any) -> bytes:
+        kind = type(value)
+        if value is self._anchor and value is not None:
+            return b"self"
+        if kind is ResultOf:
+            return f"result of {self._digest_of(value.stepId)}".encode()
+        if kind in (tuple, list, dict, set, frozenset):
+            return self._write_container(kind, value)
+        if wire.is_plain(value):
+            return repr(value).encode("utf-8", "surrogatepass")
+        if isinstance(value, os.PathLike):
+            return os.fsencode(value)
+        if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
+            return f"{value.dtype}{value.shape}".encode() + hashlib.blake2b(value.tobytes(), digest_size=SIZE).digest()
+        if hasattr(value, "hasValue") and hasattr(value, "get"):
+            return self._write(value.get())
+        if callable(value) and hasattr(value, "__qualname__"):
+            return self.function(value).encode("utf-8", "surrogatepass")
+        return wire.pack(value, self._anchor)
+
+    def _write_container(self, kind: type, value: Any) -> bytes:
+        if kind is dict:
+            return b"{" + b",".join(self._write(k) + b":" + self._write(v) for k, v in value.items()) + b"}"
+        parts = [self._write(v) for v in value]
+        if kind in (set, frozenset):
+            return b"<" + b",".join(sorted(parts)) + b">"
+        return b"[" + b",".join(parts) + b"]"
 
 
-def _canonical(value: Any, anchor: Any) -> bytes:
-    """Equal bytes for equal content in another process: sets sorted, arrays by their bytes."""
-    kind = type(value)
-    if value is anchor and anchor is not None:
-        return b"self"
-    if kind in (tuple, list):
-        return b"[" + b",".join(_canonical(v, anchor) for v in value) + b"]"
-    if kind is dict:
-        return b"{" + b",".join(_canonical(k, anchor) + b":" + _canonical(v, anchor) for k, v in value.items()) + b"}"
-    if kind in (set, frozenset):
-        return b"<" + b",".join(sorted(_canonical(v, anchor) for v in value)) + b">"
-    if kind is ResultOf or wire.is_plain(value):
-        return repr(value).encode("utf-8", "surrogatepass")
-    if isinstance(value, os.PathLike):
-        return os.fsencode(value)
-    if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
-        return f"{value.dtype}{value.shape}".encode() + hashlib.blake2b(value.tobytes(), digest_size=SIZE).digest()
-    if hasattr(value, "hasValue") and hasattr(value, "get"):
-        return _canonical(value.get(), anchor)
-    try:
-        return wire.pack(value, anchor)
-    except Exception:
-        return os.urandom(SIZE)  # it cannot be written down, so it cannot be recognised: such a step always runs
+def _code_text(code: types.CodeType) -> str:
+    """What code does: its instructions, names and constants, those of functions inside it included."""
+    constants = [_code_text(c) if isinstance(c, types.CodeType) else _constant_text(c) for c in code.co_consts]
+    return hashlib.blake2b(repr((code.co_code, code.co_names, constants)).encode(), digest_size=SIZE).hexdigest()
+
+
+def _constant_text(constant: Any) -> str:
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)

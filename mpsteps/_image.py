@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any, Dict, List, Tuple
 
 from mpsteps._ipc import state, wire
@@ -60,3 +62,16 @@ def load_image(image: Image) -> Any:
     protocol = cls.__new__(cls)
     protocol.__setstate__(wire.unpack(image["state"], protocol))
     return protocol
+
+
+def own_class_containers(protocol: Any, base: type) -> None:
+    """Lists, dicts and sets of the class (of those below `base`) become the object's own: steps change them through
+    `self`, and only what is the object's own comes back from a worker."""
+    for cls in type(protocol).__mro__:
+        if cls in base.__mro__:
+            continue
+        for name, value in vars(cls).items():
+            if type(value) in (list, dict, set) and not name.startswith("__") and name not in vars(protocol):
+                with contextlib.suppress(Exception):  # what cannot travel stays the class's, and loads with it
+                    wire.pack(value, protocol)
+                    setattr(protocol, name, copy.copy(value))

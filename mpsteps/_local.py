@@ -79,7 +79,7 @@ def _changes(tracker: state.Tracker, protocol: Any) -> Optional[bytes]:
 
 
 def _cpu_seconds() -> float:
-    """Of this process (of this thread, where the coordinator's loop runs beside it), and of programs that have ended."""
+    """Of this process (of this thread, if the coordinator's loop runs beside it), and of programs that have ended."""
     own = time.process_time() if threading.current_thread() is threading.main_thread() else time.thread_time()
     times = os.times()
     return own + times.children_user + times.children_system

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
-from typing import Any, Dict, Mapping, Optional, Sequence, Union
+from typing import Any, BinaryIO, Dict, Mapping, Optional, Sequence, Union
 
 from mpsteps import _context
 from mpsteps.errors import ProgramError, UsageError
@@ -15,10 +15,10 @@ GPU_PLACEHOLDER = "%(GPU)s"
 LAST_LINES = 20
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-Arguments = Union[str, Sequence[Any]]
+Arguments = Union[str, Sequence[Any], None]
 
 
-def command_line(program: Any, arguments: Arguments, gpus: Sequence[int] = ()) -> str:
+def command_line(program: Any, arguments: Optional[Arguments], gpus: Sequence[int] = ()) -> str:
     """The shell command: arguments given as text are the author's own shell words, a sequence is quoted word by word.
 
     `%(GPU)s` in either becomes the numbers of the step's graphics cards.
@@ -26,9 +26,7 @@ def command_line(program: Any, arguments: Arguments, gpus: Sequence[int] = ()) -
     name = str(program).strip()
     if not name:
         raise UsageError("runJob needs the name of a program")
-    if arguments is None:
-        arguments = ""
-    words = arguments if isinstance(arguments, str) else " ".join(shlex.quote(str(a)) for a in arguments)
+    words = arguments if isinstance(arguments, str) else " ".join(shlex.quote(str(a)) for a in arguments or ())
     line = f"{name} {words}".rstrip()
     if GPU_PLACEHOLDER in line:
         separator = "," if GPU_PLACEHOLDER in name else " "
@@ -54,7 +52,7 @@ def run(
     log = context.log if context else None
     print(f"** Running command: {line}", flush=True)
     start = _size(log)
-    output = open(log, "ab") if log else None  # noqa: SIM115  # closed below: also without a log
+    output = _open_log(log) if log else None
     try:
         done = subprocess.run(
             line,
@@ -74,6 +72,10 @@ def run(
             output.close()
     if done.returncode:
         raise ProgramError(_what_happened(line, done.returncode, _tail(log, start)))
+
+
+def _open_log(path: str) -> BinaryIO:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab")
 
 
 def _environment(env: Optional[Mapping[str, str]], threads: Optional[int]) -> Dict[str, str]:

@@ -1,21 +1,19 @@
 """One run of one protocol: what its steps mean to the coordinator, and what the protocol's users see of them.
 
-It is the coordinator's `Work` and the protocol's `StepSink`. Everything here runs in the coordinator's thread, except
-`insert`, `add_prerequisites` and `set_status`, which a local step may call from its own.
+It is the coordinator's `Work`: all of it runs in the coordinator's thread. What steps ask for while they run (to
+insert others, above all) comes in through `_sink`; what they return is kept by `_step_values`.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-from mpsteps import _context
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.events import Event, PrerequisitesAdded, StepAdded, StepHeld, StepReleased, StepRestored
+from mpsteps._core.events import StepAdded, StepRestored
 from mpsteps._core.graph import find_cycle, in_order
 from mpsteps._core.scheduler import cycle_message
 from mpsteps._core.steps import LOCAL, Status
@@ -28,7 +26,9 @@ from mpsteps._local import Here, run_here
 from mpsteps._ownchanges import OwnChanges
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
+from mpsteps._sink import RunSink
 from mpsteps._statelog import StateLog
+from mpsteps._step_values import StepValues
 from mpsteps._worker import step_log
 from mpsteps.constants import (
     STATUS_FAILED,
@@ -43,7 +43,7 @@ from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 from mpsteps.listeners import Listeners
 from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol, check_prerequisites
 from mpsteps.report import StepReport, shorten
-from mpsteps.steps import Sealed, Step, put_results, results_used
+from mpsteps.steps import Step, put_results
 
 
 class ProtocolRun:
@@ -76,13 +76,11 @@ class ProtocolRun:
         self._demands = Demands(protocol, by_value, len(gpu_groups))
         self._timeouts: Dict[int, float] = {}
         self._interactive: Set[int] = set()
-        self._results: Dict[int, Any] = {}  # step -> parcel (by value) or Here
+        self._values = StepValues(protocol, self.steps)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
-        self._changed_graph: Set[int] = set()  # steps that inserted, released or connected others while they ran
-        self._insert_lock = threading.Lock()  # ids are given out by one thread at a time
-        self._loop_thread = threading.get_ident()
+        self.sink = RunSink(self)
         self.tracker: Optional[state.Tracker] = None  # of what code in this process changes
         self._state: Optional[StateLog] = None
         self._own: Optional[OwnChanges] = None  # of code in this process, beside workers
@@ -130,12 +128,12 @@ class ProtocolRun:
         """Tell the scheduler of all steps; those in `restored` finished in an earlier session."""
         protocol = self.protocol
         protocol._steps = self.steps
-        protocol._sink = self
+        protocol._sink = self.sink
         protocol._numberOfSteps.set(len(self.steps))
         self._recorder.inserted(self.steps)
         handle = self.coordinator.handle
         for step in self.in_order():
-            step._sink = self
+            step._sink = self.sink
             added = self._added(step)
             if step._id in restored:
                 handle(added._replace(held=True))  # so that nobody hands it out before the next line
@@ -167,14 +165,10 @@ class ProtocolRun:
             step._ended = record.started + (record.seconds or 0.0)
         parcel = self._recorder.kept(step._id, record)
         if parcel is not None:
-            step._result = Sealed(parcel, self._open)
-            self._results[step._id] = parcel
+            self._values.keep(step, parcel)
         self.done += 1
         self.kept += 1
         self.kept_cpu_seconds += record.cpu_seconds or 0.0
-
-    def _open(self, parcel: bytes) -> Any:
-        return wire.unpack(parcel, self.protocol)
 
     def setup(self, worker: int) -> Dict[str, Any]:
         """What a new worker starts from: the protocol as it is now."""
@@ -204,7 +198,7 @@ class ProtocolRun:
             extras = {"gpus": [card for group in gpus for card in self._gpu_groups[group]]}
         if not self._by_value or worker == LOCAL:
             function = getattr(self.protocol, s._func) if isinstance(s._func, str) else s._func
-            return (step, attempt, function, put_results(s._args, self._result_here), {}, extras)
+            return (step, attempt, function, put_results(s._args, self._values.here), {}, extras)
         part = "function"
         try:
             fn = s._func if isinstance(s._func, str) else wire.pack(s._func, self.protocol)
@@ -217,31 +211,9 @@ class ProtocolRun:
                 message=f"{part} cannot travel to a worker process ({failure.type_name}: {failure.message})"
             )
         if type(args) is bytes:
-            extras = self._with_results(s, extras)
+            extras = self._values.add_used(s, extras)
         assert self._state is not None
         return (step, attempt, fn, args, self._state.news(worker, (step,)), extras)
-
-    def _with_results(self, step: Step, extras: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
-        """Add the parcels of the results that stand in the arguments."""
-        used = set(results_used(step._args))
-        if not used:
-            return extras
-        return {**(extras or {}), "results": {u: self._result_parcel(u) for u in used}}
-
-    def _result_parcel(self, step: int) -> Optional[bytes]:
-        """The parcel of a step's result; None for a step that is sent just before the one that takes it."""
-        if self.steps[step - 1]._status != STATUS_FINISHED:
-            return None
-        result = self._results.get(step)
-        if isinstance(result, bytes):
-            return result
-        return wire.pack(result.value if isinstance(result, Here) else None, self.protocol)
-
-    def _result_here(self, step: int) -> Any:
-        result = self._results.get(step)
-        if isinstance(result, Here):
-            return result.value
-        return None if result is None else self._open(result)
 
     def take_in(self, item: Any) -> None:
         """Nothing of this kind is posted here."""
@@ -278,17 +250,17 @@ class ProtocolRun:
         """Take in what a step left; a Failure if that is impossible."""
         s = self.steps[step - 1]
         value: Any = None
-        if extras or worker == LOCAL or step in self._changed_graph:
+        if extras or worker == LOCAL or step in self.sink.changed_graph:
             extras = extras or {}
             try:
                 changes = self._merge(worker, step, extras)
-                value = self._keep_result(s, extras.get("value"))
+                value = self._values.keep(s, extras.get("value"))
             except Exception as error:
                 failure = wire.describe(error, "serialization", "a change of self")
                 return failure._replace(
                     message=f"what the step changed could not be taken over ({failure.type_name}: {failure.message})"
                 )
-            self._recorder.outcome(step, value, extras.get("files"), changes, step in self._changed_graph)
+            self._recorder.outcome(step, value, extras.get("files"), changes, step in self.sink.changed_graph)
         elif self._state is not None:
             self._state.settle(step)
         now = time.time()
@@ -317,24 +289,6 @@ class ProtocolRun:
         """From now on code in this process may change self beside the workers."""
         self.tracker = log.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
         self._own = OwnChanges(self.protocol, log, self.tracker, lambda: bool(self.coordinator.scheduler.lane(LOCAL)))
-
-    def _keep_result(self, step: Step, value: Any) -> Any:
-        """The parcel of a result for the journal, if it has one."""
-        if value is None:
-            return None
-        self._results[step._id] = value
-        if isinstance(value, Here):
-            step._result = value.value
-            try:
-                return wire.pack(value.value, self.protocol)
-            except Exception as error:
-                self.protocol.warning(
-                    f"the result of step {step} cannot be written to the journal ({type(error).__name__}: {error}): "
-                    "a resumed run will run this step again"
-                )
-                return None
-        step._result = Sealed(value, self._open)
-        return value
 
     def failed(
         self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,
@@ -381,7 +335,7 @@ class ProtocolRun:
         s = self.steps[step - 1]
         failure, exception = self._failures.pop(step)
         s._status = STATUS_FAILED
-        s._error = step_error(s, failure, exception, self._open)
+        s._error = step_error(s, failure, exception, self._values.open)
         self.failed_steps.append(
             StepReport(step, s._funcName, shorten(s._args), failure.cause(), failure.traceback, failure.log)
         )
@@ -482,21 +436,8 @@ class ProtocolRun:
         )
         return True
 
-    # --------------------------------------------------------------------- the StepSink
-
-    def insert(self, step: Step) -> int:
-        """A step is inserted while the run goes on; its id."""
-        self._note_graph_change()
-        with self._insert_lock:
-            step._id = len(self.steps) + 1
-            check_prerequisites(step, len(self.steps))
-            self.steps.append(step)
-        step._sink = self
-        self.protocol._numberOfSteps.set(len(self.steps))
-        self.coordinator.post(lambda: self._take_inserted(step))
-        return step._id
-
-    def _take_inserted(self, step: Step) -> None:
+    def take_inserted(self, step: Step) -> None:
+        """A step that was inserted while the run goes on is there for the scheduler, the journal, the listeners."""
         if self._own is not None:
             self._own.collect()
         elif self._state is not None and self._demands.of(step).local:
@@ -515,7 +456,7 @@ class ProtocolRun:
 
     def _keep_late(self, step: Step, kept: Kept) -> None:
         """A step that was inserted while the run goes on finished in an earlier session."""
-        self.coordinator.handle(self._added(step)._replace(held=True))  # so that nobody hands it out before the next line
+        self.coordinator.handle(self._added(step)._replace(held=True))  # or it would be handed out before the next line
         self.coordinator.handle(StepRestored(step._id))
         self._restore(step, kept.record)
         self.protocol._stepsDone.set(self.done)
@@ -523,79 +464,9 @@ class ProtocolRun:
         if changes and self._state is not None:
             self._state.publish(state.pack_changes(changes, self.protocol))
 
-    def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
-        """A step that has not started waits for more steps."""
-        self._note_graph_change()
-        self._in_loop(lambda: self._tell(step_id, PrerequisitesAdded(step_id, prerequisites)))
-
-    def set_status(self, step_id: int, status: str) -> None:
-        """Release or hold a step."""
-        self._note_graph_change()
-        event: Event = StepReleased(step_id) if status == STATUS_NEW else StepHeld(step_id)
-        self._in_loop(lambda: self._tell(step_id, event))
-
-    def _note_graph_change(self) -> None:
-        """Remember which step of this process does it; those in workers are noted by `answer`."""
-        context = _context.current()
-        if context is not None:
-            self._changed_graph.add(context.step)
-
-    def _tell(self, step_id: int, event: Event) -> None:
-        self.coordinator.take_inbox()  # the step may have been inserted a moment ago
-        if not 0 < step_id <= len(self.steps):
-            raise PrerequisiteError(f"there is no step {step_id}")
-        self.coordinator.handle(event)
-        self.coordinator.changes_posted += 1
-
-    def _in_loop(self, call: Callable[[], None]) -> None:
-        """Do it in the coordinator's thread, and wait for it; errors are raised here."""
-        if threading.get_ident() == self._loop_thread:
-            call()
-            return
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                call()
-                done.set_result(None)
-            except BaseException as error:
-                done.set_exception(error)
-
-        self.coordinator.post(run)
-        done.result()
-
     def answer(self, worker: int, step: int, name: str, parcel: bytes) -> bytes:
         """Serve a request of a step in a worker."""
-        try:
-            args = wire.unpack(parcel, self.protocol)
-            if name in ("insert", "add_prerequisites", "set_status"):
-                self._changed_graph.add(step)
-            value = getattr(self, f"_answer_{name}")(*args)
-            return wire.pack((True, value), self.protocol)
-        except Exception as error:
-            return wire.pack((False, error), self.protocol)
-
-    def _answer_insert(
-        self, func: Any, name: str, args: Tuple[Any, ...], prerequisites: Tuple[int, ...], wait: bool,
-        interactive: bool, needs_gpu: bool,
-    ) -> int:  # fmt: skip
-        return self.insert(Step(func, name, args, prerequisites, wait, interactive, needs_gpu))
-
-    def _answer_add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
-        self.add_prerequisites(step_id, prerequisites)
-        step = self.steps[step_id - 1]
-        step._prerequisites += tuple(p for p in prerequisites if p not in step._prerequisites)
-
-    def _answer_set_status(self, step_id: int, status: str) -> None:
-        self.set_status(step_id, status)
-        self.steps[step_id - 1]._status = status
-
-    def _answer_count(self) -> int:
-        return len(self.steps)
-
-    def _answer_step(self, step_id: int) -> Tuple[Any, ...]:
-        s = self.steps[step_id - 1]
-        return s._funcName, s._args, s._prerequisites, s._status, s._interactive, s._needsGPU
+        return self.sink.answer(step, name, parcel)
 
 
 def _tail(path: str, size: int = 16_384) -> str:

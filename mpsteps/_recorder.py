@@ -56,13 +56,15 @@ class Recorder:
             )
 
     def digest(self, step: Step) -> str:
-        """The digest of a step, whose prerequisites' digests are known unless they point forward."""
+        """The digest of a step, to be asked after those of its prerequisites."""
         found = self.digests.get(step._id)
         if found is None:
-            known = self.digests
-            before = [known.get(p, f"#{p}") for p in step._prerequisites]
-            found = known[step._id] = step_digest(step._func, step._args, before, self._protocol)
+            found = step_digest(step._func, step._args, step._prerequisites, self._protocol, self._digest_of)
+            self.digests[step._id] = found
         return found
+
+    def _digest_of(self, step: int) -> str:
+        return self.digests.get(step) or f"#{step}"
 
     def kept(self, step: int, record: StepRecord) -> Optional[bytes]:
         """A step of an earlier session is taken over; the parcel of its result, if it had one."""

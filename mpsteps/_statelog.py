@@ -7,8 +7,8 @@ worker has been told. A worker hears of changes only together with a step, befor
 Echo. A worker that appended `a` to a list does not know that `b`, by another worker, came in before it: the truth is
 [b, a], its replica [a]. It needs to hear not only of `b` but of its own `a` again. Rule: an entry is echoed to its own
 worker if another that this worker will hear of after the step, be it by somebody else or itself an echo, changed the
-same attribute before it. Since list growth is rewritten with its place in the truth ("at 0: b", "at 1: a"), hearing of them in order
-leads every replica to the truth, whatever it held.
+same attribute before it. Since list growth is rewritten with its place in the truth ("at 0: b", "at 1: a"), hearing of
+them in order leads every replica to the truth, whatever it held.
 
 Pending. A worker may have appended more since, in steps whose replies are not here yet. News says how many of its
 replies have been taken in; what it changed in later ones comes after the news in the truth, and it puts it there

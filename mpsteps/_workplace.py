@@ -10,6 +10,7 @@ import sys
 from typing import Any, FrozenSet, Iterator, List, Optional
 
 from mpsteps._journal import RunHistory, read_journal
+from mpsteps._private_files import open_private
 from mpsteps._rundir import FOLDERS, RunDirectory
 from mpsteps.errors import JournalError, RunDirectoryError
 
@@ -139,6 +140,7 @@ class Workplace:
 
 def _handler(path: str, least: int) -> logging.Handler:
     """Names of files may hold bytes that are no text: they are written with a backslash, which 3.8 needs help for."""
+    os.close(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))  # 0600, whatever the umask is
     if sys.version_info >= (3, 9):
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     else:

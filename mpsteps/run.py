@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import platform
 import signal
@@ -16,6 +15,7 @@ from mpsteps._coordinator import Coordinator
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
+from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
@@ -128,7 +128,7 @@ class _Session:
                 work = self._work = self._make_work(engine)
                 work.check_graph()
                 work.earlier = Earlier(self.place.history, protocol, self._recorder.digest, protocol.warning)
-                restored = work.earlier.take_all(work.in_order()) if work.earlier else {}
+                restored = self._restored(work)
                 doubtful = self._doubtful(work, restored)
                 with self._journal() as journal:
                     self._recorder.use(journal, self.place.begin)
@@ -144,7 +144,7 @@ class _Session:
         protocol._steps = []
         protocol._stepsDone.set(0)
         protocol._numberOfSteps.set(0)
-        _own_class_containers(protocol)
+        own_class_containers(protocol, Protocol)
         self.doing = f"{type(protocol).__name__}._insertAllSteps failed: "
         protocol._insertAllSteps()
         self.doing = ""
@@ -205,6 +205,16 @@ class _Session:
             protocol._currentDir = None
             os.chdir(home)
         return reply
+
+    def _restored(self, work: ProtocolRun) -> Dict[int, StepRecord]:
+        """The steps that are kept, by id. Digests are worked out in an order in which each finds those it needs."""
+        order = work.in_order()
+        if work.earlier:
+            return work.earlier.take_all(order)
+        if order is not work.steps:
+            for step in order:
+                self._recorder.digest(step)
+        return {}
 
     def _doubtful(self, work: ProtocolRun, restored: Dict[int, StepRecord]) -> List[int]:
         """The steps that were cut in the middle by the end of an earlier session, and will run again."""
@@ -388,16 +398,3 @@ def _failure_message(work: ProtocolRun) -> str:
         return first
     others = "\n".join(str(work.steps[f.step - 1].getErrorMessage()) for f in work.failed_steps[1:])
     return f"{len(work.failed_steps)} steps failed\n{first}\n{others}"
-
-
-def _own_class_containers(protocol: Protocol) -> None:
-    """Lists, dicts and sets of the class become the object's own: steps change them through `self`, and only what is
-    the object's own comes back from a worker."""
-    for cls in type(protocol).__mro__:
-        if cls in Protocol.__mro__:
-            continue
-        for name, value in vars(cls).items():
-            if type(value) in (list, dict, set) and not name.startswith("__") and name not in vars(protocol):
-                with contextlib.suppress(Exception):  # what cannot travel stays the class's, and loads with it
-                    wire.pack(value, protocol)
-                    setattr(protocol, name, copy.copy(value))

@@ -148,7 +148,7 @@ def as_step_ids(value: Any) -> Tuple[int, ...]:
     if type(value) is list and not value:
         return ()
     several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
-    if several and getattr(value, "ndim", 1):  # an array of no dimension is one number
+    if several and getattr(value, "ndim", None) != 0:  # an array of no dimension is one number
         return tuple(dict.fromkeys(as_step_id(v) for v in value))
     return (as_step_id(value),)
 

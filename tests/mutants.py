@@ -25,10 +25,14 @@ class Mutant(NamedTuple):
 
 MUTANTS: dict[str, Mutant] = {
     "forgets to count down a prerequisite": Mutant(
-        "graph", "for d in (found,) if isinstance(found, int) else found:", "for d in () if isinstance(found, int) else found:"
+        "graph",
+        "for d in (found,) if isinstance(found, int) else found:",
+        "for d in () if isinstance(found, int) else found:",
     ),
     "counts only the first dependant down": Mutant(
-        "graph", "(found,) if isinstance(found, int) else found:\n                left", "(found,) if isinstance(found, int) else found[:1]:\n                left"
+        "graph",
+        "(found,) if isinstance(found, int) else found:\n                left",
+        "(found,) if isinstance(found, int) else found[:1]:\n                left",
     ),
     "counts a prerequisite down twice": Mutant("graph", "left = missing[d] - 1", "left = max(0, missing[d] - 2)"),
     "counts a prerequisite once that is named twice": Mutant(
@@ -58,20 +62,38 @@ MUTANTS: dict[str, Mutant] = {
     "gives a slot twice": Mutant("slots", "self.free[kind] += n", "self.free[kind] += 2 * n"),
     "never gives graphics cards back": Mutant("slots", "self.free_gpus.extend(cards)", "pass"),
     "gives one card to two steps": Mutant("slots", "del self.free_gpus[:n_cards]", "pass"),
-    "does not look whether memory is free": Mutant("slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'),
+    "does not look whether memory is free": Mutant(
+        "slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'
+    ),
     "uses more CPUs than there are": Mutant("lanes", 'if not length and self.slots.free["cpus"] < 1:', "if False:"),
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
-    "hands out a step twice": Mutant("lanes", "            ready.popleft()\n        lane.expected", "            ready.rotate(-1)\n        lane.expected"),
-    "queues a returned step twice": Mutant("waiting", "self.plain.appendleft(step)", "self.plain.extendleft((step, step))"),
+    "hands out a step twice": Mutant(
+        "lanes",
+        "            ready.popleft()\n        lane.expected",
+        "            ready.rotate(-1)\n        lane.expected",
+    ),
+    "queues a returned step twice": Mutant(
+        "waiting", "self.plain.appendleft(step)", "self.plain.extendleft((step, step))"
+    ),
     "loses returned steps": Mutant("scheduler", "for step in reversed(event.steps):", "for step in event.steps[1:]:"),
     "forgets to queue returned steps": Mutant("scheduler", "        self._waiting.rejoin(step)", "        pass"),
     "sends behind a step that must be alone": Mutant("lanes", "lane.alone = worker != LOCAL", "lane.alone = False"),
-    "sends a special step to a busy worker": Mutant("lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"),
-    "runs a local step in a worker": Mutant("lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"),
-    "queues behind steps of unknown duration": Mutant("lanes", "elif expected is None or work", "elif expected is not None and work"),
+    "sends a special step to a busy worker": Mutant(
+        "lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"
+    ),
+    "runs a local step in a worker": Mutant(
+        "lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"
+    ),
+    "queues behind steps of unknown duration": Mutant(
+        "lanes", "elif expected is None or work", "elif expected is not None and work"
+    ),
     "never looks at the lanes again": Mutant("lanes", "            self._stirred = True\n", "            pass\n"),
-    "looks at the lanes too late": Mutant("lanes", "(2 * min(room) - 1) * len(lanes) + 1  #", "2 * min(room) * len(lanes) + 9  #"),
-    "overlooks a queue of special steps": Mutant("waiting", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"),
+    "looks at the lanes too late": Mutant(
+        "lanes", "(2 * min(room) - 1) * len(lanes) + 1  #", "2 * min(room) * len(lanes) + 9  #"
+    ),
+    "overlooks a queue of special steps": Mutant(
+        "waiting", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"
+    ),
     "lets younger steps starve a large one": Mutant("lanes", 'lack in ("cpus", "memory")', "False"),
     "keeps the lane of a dead worker": Mutant("lanes", "        del self._lanes[worker]\n", ""),
     "forgets the victim of a lost worker": Mutant("scheduler", "if step == began:", "if False:"),
@@ -80,21 +102,41 @@ MUTANTS: dict[str, Mutant] = {
     "never tries again": Mutant("scheduler", "failed <= self._register", "failed < self._register"),
     "tries again what is final": Mutant("scheduler", "if not final and", "if"),
     "tries again while it stops": Mutant("scheduler", "not self.stopping and failed", "failed"),
-    "counts no attempts": Mutant("scheduler", "failed = self._attempts[step] = self._attempts.get(step, 0) + 1", "failed = self._attempts.get(step, 0) + 1"),
-    "hands out while it stops": Mutant("scheduler", "        if not self.stopping:\n            self._lanes.assign", "        if True:\n            self._lanes.assign"),
+    "counts no attempts": Mutant(
+        "scheduler",
+        "failed = self._attempts[step] = self._attempts.get(step, 0) + 1",
+        "failed = self._attempts.get(step, 0) + 1",
+    ),
+    "hands out while it stops": Mutant(
+        "scheduler",
+        "        if not self.stopping:\n            self._lanes.assign",
+        "        if True:\n            self._lanes.assign",
+    ),
     "goes on after a failure": Mutant("scheduler", "if not self.keep_going:", "if False:"),
     "stops at a failure though it should keep going": Mutant("scheduler", "if not self.keep_going:", "if True:"),
-    "goes on after an interactive step": Mutant("scheduler", "Status.INTERACTIVE))\n        self._stop(commands)", "Status.INTERACTIVE))"),
-    "does not say that steps have finished": Mutant("scheduler", "commands.append(Closed(steps, Status.FINISHED))", "pass"),
-    "does not say what comes next in a lane": Mutant("lanes", "if self._register.statuses[queue[0]] == _DISPATCHED:", "if False:"),
+    "goes on after an interactive step": Mutant(
+        "scheduler", "Status.INTERACTIVE))\n        self._stop(commands)", "Status.INTERACTIVE))"
+    ),
+    "does not say that steps have finished": Mutant(
+        "scheduler", "commands.append(Closed(steps, Status.FINISHED))", "pass"
+    ),
+    "does not say what comes next in a lane": Mutant(
+        "lanes", "if self._register.statuses[queue[0]] == _DISPATCHED:", "if False:"
+    ),
     "sends ahead behind prerequisites in two lanes": Mutant("ahead", "entry.where = _MIXED", "pass"),
     "sends ahead what was held": Mutant("ahead", "statuses[step] == _BLOCKED\n", "True\n"),
-    "does not name what a step was sent ahead of": Mutant("lanes", "missing.append(ahead.missing(step))", "missing.append(())"),
+    "does not name what a step was sent ahead of": Mutant(
+        "lanes", "missing.append(ahead.missing(step))", "missing.append(())"
+    ),
     "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
     "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
-    "takes a step given back for ready": Mutant("scheduler", "        if not self._graph.missing(step):\n            self._back", "        if True:\n            self._back"),
+    "takes a step given back for ready": Mutant(
+        "scheduler",
+        "        if not self._graph.missing(step):\n            self._back",
+        "        if True:\n            self._back",
+    ),
     "chokes on a prerequisite named twice": Mutant("ahead", "entry = flying.get(d)", "entry = flying[d]"),
-}  # fmt: skip
+}
 
 
 def core_with(mutant: Mutant) -> tuple[Any, Any]:
@@ -105,7 +147,9 @@ def core_with(mutant: Mutant) -> tuple[Any, Any]:
         for name, full in names.items():
             source = inspect.getsource(real[full])
             if name == mutant.module:
-                assert source.count(mutant.old) == 1, f"{mutant.old!r} stands {source.count(mutant.old)} times in {full}"
+                assert source.count(mutant.old) == 1, (
+                    f"{mutant.old!r} stands {source.count(mutant.old)} times in {full}"
+                )
                 source = source.replace(mutant.old, mutant.new)
             module = sys.modules[full] = ModuleType(full)
             exec(compile(source, f"{full} with a bug", "exec"), module.__dict__)

@@ -2,7 +2,7 @@
 
 from mpsteps import GE, STATUS_NEW, STEPS_PARALLEL, BooleanParam, EnumParam, FloatParam, Integer, IntParam, NumericListParam, NumericRangeParam, Protocol, ProtStreamingBase, String, StringParam  # noqa: E501, I001
 
-import os  # noqa: I001
+import os
 
 
 def note(path, line):
@@ -41,7 +41,7 @@ class ParityFanOut(ParityBase):
             deps.append(self._insertFunctionStep("processStep", i, {"k": [i, "x"]}, prerequisites=first))
         chain = self._insertFunctionStep(self.countStep, "a", prerequisites=[])
         chain = self._insertFunctionStep(self.countStep, "b")
-        self._insertFunctionStep(self.createOutputStep, prerequisites=deps + [chain], needsGPU=False)
+        self._insertFunctionStep(self.createOutputStep, prerequisites=[*deps, chain], needsGPU=False)
 
     def convertStep(self):
         self.begin(1)
@@ -208,7 +208,8 @@ class ParityForm(ParityBase):
         form.addSection(label="Input")
         form.addParam("mode", EnumParam, choices=["fast", "exact"], default=1, label="Mode")
         form.addParam("useMask", BooleanParam, default=False, label="Use a mask")
-        form.addParam("radius", FloatParam, default=2.5, condition="useMask and mode == 1", label="Radius", validators=[GE(1)])
+        form.addParam("radius", FloatParam, default=2.5, condition="useMask and mode == 1", label="Radius",
+                      validators=[GE(1)])
         form.addParam("title", StringParam, default="a title", label="Title")
         form.addParam("picks", NumericRangeParam, default="1,3-5", label="Picks")
         form.addParam("weights", NumericListParam, default="1 2x0.5", label="Weights")

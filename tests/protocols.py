@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from mpsteps import STATUS_NEW, STEPS_PARALLEL, IntParam, Protocol, ResultOf, StringParam, step
+from mpsteps import STEPS_PARALLEL, IntParam, Protocol, StringParam
 
 DEADLINE = 20.0  # seconds that anything may take before a test fails
 

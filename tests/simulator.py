@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple, Optional, Set, Tuple
 
-from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
 from simulated_world import World
+
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
 
 
 class Chances(NamedTuple):

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from protocols import Custom, notes
 
 from mpsteps import (
     EnumParam,
@@ -22,7 +23,6 @@ from mpsteps import (
     ValidationError,
 )
 from mpsteps._journal import Disk
-from protocols import Custom, notes
 
 BOTH = pytest.mark.parametrize("engine", ["inline", "processes"])
 
@@ -224,7 +224,9 @@ def test_values_that_cannot_be_converted_are_refused_by_the_constructor(params, 
         ({"size": 0, "mode": 9}, ["*Size*", "*Mode*"]),
     ],
 )
-def test_values_that_are_not_acceptable_are_all_told_before_anything_is_made(tmp_path, monkeypatch, engine, params, texts):
+def test_values_that_are_not_acceptable_are_all_told_before_anything_is_made(
+    tmp_path, monkeypatch, engine, params, texts
+):
     """One message each; ValidationError has them as a list."""
     monkeypatch.chdir(tmp_path)
     prot = Form(lambda self: self._insertFunctionStep(self.nothing), **params)
@@ -267,13 +269,14 @@ def test_a_run_directory_that_is_a_file_is_refused(refused, engine, tmp_path):
 
 @BOTH
 def test_a_run_directory_that_cannot_be_made_is_refused(refused, engine, monkeypatch):
-    """Read-only, or a full disk: the reason is the system's. (Root may write anywhere, so the system's no is made up.)"""
+    """Read-only, or a full disk: the reason is the system's. (Root may write anywhere: the no is made up.)"""
 
     def no(path, *_args, **_kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(os, "mkdir", no)
-    refused(lambda self: self._insertFunctionStep(self.nothing), engine, RunDirectoryError, "[Pp]ermission", where="run")
+    one = lambda self: self._insertFunctionStep(self.nothing)  # noqa: E731
+    refused(one, engine, RunDirectoryError, r"[Pp]ermission", where="run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -290,10 +293,8 @@ def test_a_directory_with_files_of_somebody_else_is_not_taken_for_a_run(refused,
     (tmp_path / "home" / "tmp").mkdir(parents=True, mode=0o700)
     (tmp_path / "home").chmod(0o700)
     (tmp_path / "home" / "tmp" / "precious").write_text("x")
-    refused(
-        lambda self: self._insertFunctionStep(self.nothing), engine, RunDirectoryError, "no run directory: choose another",
-        where="home",
-    )  # fmt: skip
+    one = lambda self: self._insertFunctionStep(self.nothing)  # noqa: E731
+    refused(one, engine, RunDirectoryError, "no run directory: choose another", where="home")
     assert os.listdir(tmp_path / "home") in (["tmp", "run.lock"], ["run.lock", "tmp"])
 
 
@@ -313,8 +314,8 @@ def test_names_in_any_script_work_everywhere(tmp_path, engine):
     """In directories, arguments, messages, logs, methods, results and errors; also bytes that are no text."""
     odd = os.fsdecode(b"caf\xe9-\xff")  # a file name that is not UTF-8
 
-    class Größe(Custom):
-        def schätze(self, name):
+    class Größe(Custom):  # noqa: PLC2401
+        def schätze(self, name):  # noqa: PLC2401
             self.info(f"schätze {name}")
             print(name.encode("utf-8", "surrogateescape"))
             self.makeFile(self._getExtraPath(name))
@@ -367,7 +368,7 @@ def test_a_full_disk_ends_the_run_with_an_error_and_it_can_be_resumed(tmp_path, 
     prot = Custom(insert, workingDir=run, notes=path)
     with monkeypatch.context() as patch:
         patch.setattr(Disk, "write", write)
-        with pytest.raises(JournalError, match="[Nn]o space|full"):
+        with pytest.raises(JournalError, match=r"[Nn]o space|full"):
             prot.run(engine=engine)
     assert prot.isFailed()
     assert "space" in prot.getErrorMessage()

@@ -402,8 +402,8 @@ def test_steps_that_a_worker_earned_with_its_last_words_go_to_another(tmp_path: 
     protocol = LastWords(numberOfThreads=2, workingDir=str(tmp_path / "run"))
     report = run(protocol, listeners=[LooksAway()])
     assert report.ok, report.message
-    started = [r for r in read_journal(os.path.join(protocol.getWorkingDir(), "journal.log")).records if r[0] == "started"]
-    sent = [step for record in started for step in record[-1]]
+    records = read_journal(os.path.join(protocol.getWorkingDir(), "journal.log")).records
+    sent = [step for record in records if record[0] == "started" for step in record[-1]]
     assert sorted(sent) == list(range(1, 9)), "a step was recorded as sent to a worker that was dead"
 
 

@@ -76,4 +76,9 @@ def test_the_check_tells_when_the_page_is_out_of_date(maker: Any, tmp_path: Path
     assert run("--check").returncode == 0
 
 
-_RUN = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+_RUN = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""

@@ -15,9 +15,8 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import pytest
-
 import parity_run
+import pytest
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 NAMES = [name + "".join(f"-{k}{v}" for k, v in params.items()) for name, params in parity_run.RUNS]
@@ -46,7 +45,7 @@ def theirs(tmp_path_factory):
     script = os.path.join(parity_run.HERE, "parity_run.py")
     done = subprocess.run(
         [sys.executable, script, "pyworkflow", str(folder)], env=env, cwd=str(folder), timeout=100, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     with open(str(folder / "outcomes.json")) as f:

@@ -6,10 +6,10 @@ import os
 import sys
 
 import pytest
+from protocols import Custom, wait_until
 
 from mpsteps import ProgramError, Protocol, UsageError, step
 from mpsteps._programs import command_line
-from protocols import Custom, wait_until
 
 BOTH = pytest.mark.parametrize("engine", ["inline", "processes"])
 
@@ -106,7 +106,8 @@ def test_a_program_runs_where_and_with_what_it_is_told(run, engine, tmp_path):
     (tmp_path / "there").mkdir()
 
     def insert(self):
-        self._insertFunctionStep(self.call, "pwd; echo $WHO", "", {"cwd": str(tmp_path / "there"), "env": {"WHO": "me"}})
+        there = {"cwd": str(tmp_path / "there"), "env": {"WHO": "me"}}
+        self._insertFunctionStep(self.call, "pwd; echo $WHO", "", there)
         self._insertFunctionStep(self.call, "echo home=$HOME", "", {})
 
     prot = run(insert, engine)

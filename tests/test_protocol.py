@@ -1,4 +1,4 @@
-"""mpsteps.protocol: what a protocol is before it runs: form, params, validation, insertion, paths. Nothing runs here."""
+"""mpsteps.protocol: what a protocol is before it runs: form, params, validation, insertion, paths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pickle
 
 import pytest
+from protocols import Custom, Parallel
 
 from mpsteps import (
     MODE_CONTINUE,
@@ -27,7 +28,6 @@ from mpsteps import (
     UsageError,
     ValidationError,
 )
-from protocols import Custom, Parallel
 
 
 class Plain(Protocol):
@@ -305,7 +305,7 @@ def test_steps_are_named_after_their_functions():
     """Methods by name, functions, lambdas, partials, callables; framework steps as in Scipion."""
     import functools
 
-    class Callable_:
+    class CallMe:
         def __call__(self):
             """Nothing."""
 
@@ -315,13 +315,13 @@ def test_steps_are_named_after_their_functions():
     prot._insertFunctionStep(os.getpid)
     prot._insertFunctionStep(lambda: None)
     prot._insertFunctionStep(functools.partial(prot.nothing, 1))
-    prot._insertFunctionStep(Callable_())
+    prot._insertFunctionStep(CallMe())
     prot._insertRunJobStep("true", "")
     prot._insertRunJobStep("true", "", ["file"])
     prot._insertCopyFileStep("a", "b")
     names = [s.funcName.get() for s in prot.getSteps()]
     assert names == [
-        "nothing", "nothing", "getpid", "<lambda>", "partial", "Callable_", "runJob", "runJob", "copyFile",
+        "nothing", "nothing", "getpid", "<lambda>", "partial", "CallMe", "runJob", "runJob", "copyFile",
     ]  # fmt: skip
 
 
@@ -458,7 +458,7 @@ def test_a_new_protocol_is_new():
 
 def test_a_missing_method_is_named_with_the_nearest_one():
     """When the step is inserted."""
-    with pytest.raises(UsageError, match="Custom has no method 'nothin' .*did you mean 'nothing'"):
+    with pytest.raises(UsageError, match=r"Custom has no method 'nothin' .*did you mean 'nothing'"):
         Custom()._insertFunctionStep("nothin")
     with pytest.raises(UsageError, match="'table' of Custom is not callable"):
         Custom()._insertFunctionStep("table")

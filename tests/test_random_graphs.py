@@ -81,7 +81,9 @@ class Graph(Protocol):
         return combine(step, list(values))
 
 
-@pytest.mark.parametrize(("seed", "size", "workers"), [(1, 5000, 2), (2, 1500, 3), (3, 700, 1), (4, 300, 8), (5, 60, 4)])
+@pytest.mark.parametrize(
+    ("seed", "size", "workers"), [(1, 5000, 2), (2, 1500, 3), (3, 700, 1), (4, 300, 8), (5, 60, 4)]
+)
 def test_order_once_and_values(seed: int, size: int, workers: int, tmp_path: Path) -> None:
     """The promises C1 and C2, and the right value for every step."""
     graph = random_graph(seed, size)

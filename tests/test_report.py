@@ -20,7 +20,8 @@ def report(**changes):
 def test_the_text_says_what_matters():
     """One line if all went well; a line for each failure, and how many were skipped."""
     assert report().text() == "P finished: 3 of 3 steps in 1.2 s, Runs/1"
-    failed = report(status="failed", finished=1, kept=1, skipped=1, failed=(StepReport(2, "work", "(5,)", "ValueError: x"),))
+    step = StepReport(2, "work", "(5,)", "ValueError: x")
+    failed = report(status="failed", finished=1, kept=1, skipped=1, failed=(step,))
     assert failed.text().split("\n") == [
         "P failed: 1 of 3 steps (1 kept from before) in 1.2 s, Runs/1",
         "  step 2 work(5,) failed: ValueError: x",
@@ -43,8 +44,8 @@ def test_json_has_every_field():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (None, "-"), (0, "0.0 s"), (0.34, "0.3 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 00 s"),
-        (185, "3 min 05 s"), (7800, "2 h 10 min"), (3599.9, "1 h 00 min"),
+        (None, "-"), (0, "0.0 s"), (0.34, "0.3 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"),
+        (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min"), (3599.9, "1 h 00 min"),
     ],
 )  # fmt: skip
 def test_durations_are_rounded_for_people(seconds, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import sys
 import textwrap
 
 import pytest
+from protocols import Custom, note, notes, wait_until
 
 from mpsteps import (
     MODE_RESTART,
@@ -22,7 +24,6 @@ from mpsteps import (
     step,
 )
 from mpsteps._journal import JournalWriter, read_journal
-from protocols import Custom, note, notes, wait_until
 
 BOTH = pytest.mark.parametrize("engine", ["inline", "processes"])
 
@@ -239,6 +240,71 @@ def test_one_object_that_runs_again_does_not_double_what_it_has(session, engine)
     prot.log.clear()
     prot.run(engine=engine)
     assert sorted(prot.log) == [1, 2, 3]
+
+
+@BOTH
+def test_prerequisites_that_point_forward_are_recognised(session, engine):
+    """A first step that runs last."""
+
+    def insert(self):
+        first = self._insertFunctionStep("finish", prerequisites=[])
+        ids = [self._insertFunctionStep("work", i, prerequisites=[]) for i in range(2)]
+        self.getSteps()[first - 1].addPrerequisites(*ids)
+
+    session(insert, engine)
+    assert session.new_notes() == ["finish", "work 0", "work 1"]
+    session(insert, engine)
+    assert session.new_notes() == []
+
+
+@BOTH
+def test_results_are_recognised_although_ids_have_moved(session, engine):
+    """ResultOf names a step, not a place."""
+
+    def insert(before):
+        def go(self):
+            for i in range(before):
+                self._insertFunctionStep("work", i, prerequisites=[])
+            a = self._insertFunctionStep("value_of", 5, prerequisites=[])
+            self._insertFunctionStep("use", [ResultOf(a)], prerequisites=[])
+
+        return go
+
+    session(insert(0), engine)
+    session.new_notes()
+    session(insert(2), engine)
+    assert session.new_notes() == ["work 0", "work 1"]
+
+
+def test_lambdas_partials_and_local_functions_are_told_apart(session):
+    """By what they do, by their constants and by what they hold; a failed one never passes for a finished one."""
+    path = session.path
+
+    def local(text):
+        def function():
+            note(path, text)
+
+        return function
+
+    def insert(ok):
+        def go(self):
+            for i in range(2):
+                self._insertFunctionStep(lambda i=i: note(path, f"default {i}"), prerequisites=[])
+                self._insertFunctionStep(local(f"closure {i}"), prerequisites=[])
+                self._insertFunctionStep(functools.partial(note, path, f"partial {i}"), prerequisites=[])
+            self._insertFunctionStep(lambda: note(path, "constant 1"), prerequisites=[])
+            self._insertFunctionStep(lambda: note(path, "constant 2"), prerequisites=[])
+            self._insertFunctionStep(lambda: 1 / ok, prerequisites=[])
+
+        return go
+
+    session(insert(0), "inline", fails=True)
+    names = [f"{kind} {i}" for kind in ("closure", "default", "partial") for i in range(2)]
+    assert session.new_notes() == sorted([*names, "constant 1", "constant 2"])
+    session(insert(0), "inline", fails=True)
+    assert session.new_notes() == []
+    prot = session(insert(1), "inline")
+    assert (prot._report.kept, session.new_notes()) == (8, [])
 
 
 @BOTH
@@ -503,7 +569,8 @@ class Arguments(Noted):
         words = [f"word {i}" for i in range(20)]
         kinds = [
             1, 2.5, float("nan"), "text", b"bytes", None, True, (1, [2]), {"a": {"b": 1}}, set(words), frozenset(words),
-            {"deep": [set(words)]}, pathlib.Path("a/b"), Value([1, "x"]), self, self.n, ResultOf(1), print, 10**30, "ä€",
+            {"deep": [set(words)]}, pathlib.Path("a/b"), Value([1, "x"]), self, self.n, ResultOf(1), print, 10**30,
+            "ä€",
         ]  # fmt: skip
         try:
             import numpy as np

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from protocols import Custom, Parallel, meet, note, notes, wait_until
 
 from mpsteps import (
     STATUS_FAILED,
@@ -21,7 +22,6 @@ from mpsteps import (
     StringParam,
     step,
 )
-from protocols import Custom, Parallel, meet, note, notes, wait_until
 
 BOTH = pytest.mark.parametrize("engine", ["inline", "processes"])
 
@@ -314,7 +314,9 @@ def test_progress_never_passes_its_total_while_steps_are_added(run, engine):
 
 
 @BOTH
-@pytest.mark.parametrize("form", [str, lambda p: [p], lambda p: (p, p), lambda p: p], ids=["str", "list", "tuple", "Path"])
+@pytest.mark.parametrize(
+    "form", [str, lambda p: [p], lambda p: (p, p), lambda p: p], ids=["str", "list", "tuple", "Path"]
+)
 def test_paths_that_a_step_returns_are_result_files_and_must_exist(run, engine, tmp_path, form):
     """A path, PathLike or text, or a list of them: the missing one is in the message."""
     good, missing = tmp_path / "good", tmp_path / "missing"
@@ -354,7 +356,8 @@ def test_results_of_steps_are_arguments_of_later_ones(run, engine, tmp_path):
         a = self._insertFunctionStep(self.give, {"x": 1}, prerequisites=[])
         b = self._insertFunctionStep(self.makeFile, str(tmp_path / "file"), prerequisites=[])
         none = self._insertFunctionStep(self.nothing, prerequisites=[])
-        self._insertFunctionStep(self.keepValue, [ResultOf(a), {"k": (ResultOf(b), 3)}, ResultOf(none)], prerequisites=[])
+        results = [ResultOf(a), {"k": (ResultOf(b), 3)}, ResultOf(none)]
+        self._insertFunctionStep(self.keepValue, results, prerequisites=[])
 
     prot = run(insert, engine)
     assert prot.isFinished(), prot.getErrorMessage()
@@ -615,7 +618,8 @@ class LocalWaits(Custom):
 
 def test_a_local_step_and_the_steps_it_inserts_run_at_the_same_time(run, tmp_path):
     """It waits for what one of them does; what it set before it inserted them is seen by them."""
-    prot = run(lambda self: self._insertFunctionStep("generate", str(tmp_path / "made")), cls=LocalWaits, numberOfThreads=1)
+    made = str(tmp_path / "made")
+    prot = run(lambda self: self._insertFunctionStep("generate", made), cls=LocalWaits, numberOfThreads=1)
     assert prot.isFinished(), prot.getErrorMessage()
     assert prot.seen == "set by the generator"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from portrait import portrait
 
 from mpsteps._core.events import (
     Closed,
@@ -31,7 +32,6 @@ from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
-from portrait import portrait
 
 SHORT, LONG = 5e-6, 1.0
 
@@ -226,7 +226,9 @@ def test_a_failure_stops_the_run_and_lanes_are_asked_to_give_back() -> None:
 
 def test_with_keep_going_everything_that_does_not_depend_on_a_failure_runs() -> None:
     """One bad micrograph does not cost a night."""
-    scheduler = make(WorkerReady(1), *added(2), StepAdded(3, (1,)), StepAdded(4, (3,)), StepAdded(5, (2,)), keep_going=True)
+    scheduler = make(
+        WorkerReady(1), *added(2), StepAdded(3, (1,)), StepAdded(4, (3,)), StepAdded(5, (2,)), keep_going=True
+    )
 
     assert tell(scheduler, StepFailed(1, 1)) == [
         Closed((1,), Status.FAILED), Closed((3, 4), Status.SKIPPED, 1), Dispatch(1, (2,)), Running(1, 2),
@@ -313,7 +315,9 @@ def test_the_slot_of_a_dead_worker_is_free_for_its_replacement() -> None:
 # ------------------------------------------------------------------------------------------------ stop, give back
 def test_a_stop_asks_every_busy_worker_to_give_back_and_starts_nothing() -> None:
     """Idle workers and local steps are not asked."""
-    scheduler = make(WorkerReady(1), WorkerReady(2), StepAdded(1), StepAdded(2, demand=Demand(local=True)), StepAdded(3, (1,)))
+    scheduler = make(
+        WorkerReady(1), WorkerReady(2), StepAdded(1), StepAdded(2, demand=Demand(local=True)), StepAdded(3, (1,))
+    )
 
     assert tell(scheduler, StopRequested()) == [Revoke(1)]
     assert tell(scheduler, StopRequested()) == []
@@ -421,7 +425,9 @@ def test_a_step_cannot_wait_for_itself_or_for_what_does_not_exist(prerequisites:
 
 def test_a_prerequisite_that_has_failed_skips_the_step_it_is_added_to() -> None:
     """With all that depends on it."""
-    scheduler = make(WorkerReady(1), StepAdded(1), StepAdded(2, held=True), StepAdded(3, (2,)), StepFailed(1, 1), keep_going=True)
+    scheduler = make(
+        WorkerReady(1), StepAdded(1), StepAdded(2, held=True), StepAdded(3, (2,)), StepFailed(1, 1), keep_going=True
+    )
 
     assert tell(scheduler, PrerequisitesAdded(2, (1,))) == [Closed((2, 3), Status.SKIPPED, 1)]
 
@@ -503,9 +509,21 @@ def test_a_retried_special_step_comes_before_others_of_its_kind() -> None:
 # ------------------------------------------------------------------------------------------------- illegal events
 def _busy() -> Scheduler:
     """1 finished, 2 and 3 run on workers 1 and 2, 4 is ready, 5 blocked, 6 held, 7 and 8 failed and skipped."""
-    events = [*added(3), StepAdded(4), StepAdded(5, (4,)), StepAdded(6, held=True), StepAdded(7, demand=Demand(local=True))]
+    events = [
+        *added(3),
+        StepAdded(4),
+        StepAdded(5, (4,)),
+        StepAdded(6, held=True),
+        StepAdded(7, demand=Demand(local=True)),
+    ]
     return make(
-        *events, StepAdded(8, (7,)), WorkerReady(1), WorkerReady(2), StepsFinished(1, (1,)), StepFailed(LOCAL, 7), keep_going=True
+        *events,
+        StepAdded(8, (7,)),
+        WorkerReady(1),
+        WorkerReady(2),
+        StepsFinished(1, (1,)),
+        StepFailed(LOCAL, 7),
+        keep_going=True,
     )
 
 
@@ -551,7 +569,8 @@ def test_the_error_tells_the_story_of_the_step() -> None:
 
     with pytest.raises(InternalError) as caught:
         tell(scheduler, StepsFinished(1, (1,)))
-    assert "step 1 is FINISHED; its story: added_held -> released -> prerequisites_met -> assigned -> began -> succeeded" in str(caught.value)
+    story = "added_held -> released -> prerequisites_met -> assigned -> began -> succeeded"
+    assert f"step 1 is FINISHED; its story: {story}" in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------------- cost, by counting
@@ -601,11 +620,14 @@ class Counted:
 
     def run(self, seconds: float) -> int:
         """Two workers take what they get until nothing is left; how many events that took."""
-        events, todo = 0, [WorkerReady(1), WorkerReady(2)]
+        events = 0
+        todo: list[Any] = [WorkerReady(1), WorkerReady(2)]
         while todo:
             commands = self.scheduler.handle(todo.pop(0))
             events += 1
-            todo += [StepsFinished(c.worker, c.steps, (seconds,) * len(c.steps)) for c in commands if type(c) is Dispatch]
+            for c in commands:
+                if type(c) is Dispatch:
+                    todo.append(StepsFinished(c.worker, c.steps, (seconds,) * len(c.steps)))
         return events
 
 
@@ -693,3 +715,20 @@ def test_a_chain_of_fifty_thousand_fails_in_one_event_without_recursion() -> Non
     assert scheduler.handle(StepFailed(1, 1)) == [
         Closed((1,), Status.FAILED), Closed(tuple(range(2, 50_001)), Status.SKIPPED, 1),
     ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- sent ahead (see test_ahead)
+def test_a_step_that_gets_one_more_prerequisite_is_not_sent_ahead_of_it() -> None:
+    """It was next to follow its prerequisite into the lane, and there was no room: later it may not follow any more."""
+    scheduler = Scheduler(SlotPool(1), keep_going=True, ahead=True)
+    part = LANE_SECONDS * 0.4  # two fit into a lane, three do not
+    tell(scheduler, WorkerReady(1), StepAdded(1, function="f"), StepsFinished(1, (1,), (part,)))
+    tell(scheduler, *(StepAdded(step, held=True, function="f") for step in (2, 3)), StepAdded(4, (3,), function="f"))
+    tell(scheduler, StepReleased(2), StepReleased(3), StepAdded(5, held=True))
+    assert scheduler.lane(1) == (2, 3)
+
+    tell(scheduler, PrerequisitesAdded(4, (5,)))
+
+    assert tell(scheduler, StepsFinished(1, (2,), (part,))) == [Running(1, 3), Closed((2,), Status.FINISHED)]
+    tell(scheduler, StepsFinished(1, (3,), (part,)), StepReleased(5))
+    assert tell(scheduler, StepsFinished(1, (5,)))[1:] == [Dispatch(1, (4,)), Running(1, 4)]

@@ -14,13 +14,13 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from mutants import MUTANTS, core_with
+from portrait import portrait
+from simulated_world import World
 
 from mpsteps._core.graph import find_cycle
 from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
 from mpsteps.errors import PrerequisiteError
-from mutants import MUTANTS, core_with
-from portrait import portrait
-from simulated_world import World
 
 WAITING = (Status.HELD, Status.BLOCKED, Status.READY)
 DEMANDS = st.one_of(
@@ -48,7 +48,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Workers that have not begun ('idle'), are in a step ('busy'), or have something to tell ('done')."""
         found = []
         for worker, w in self.world.workers.items():
-            states = {"idle": w.began is None and bool(w.lane) and not w.refuses(), "busy": w.began is not None, "done": bool(w.done)}
+            states = {
+                "idle": w.began is None and bool(w.lane) and not w.refuses(),
+                "busy": w.began is not None,
+                "done": bool(w.done),
+            }
             if states[what]:
                 found.append(worker)
         return found

@@ -180,7 +180,12 @@ def test_changes_are_made_in_place() -> None:
     """Other names for the same list, dict or set see them too."""
     thing = Thing(grown=[1], found={"a": 1}, names={1}, param=Param(1))
     before = dict(vars(thing))
-    for change in [("+", "grown", 1, [2]), ("k", "found", {"b": 2}, ["a"]), ("|", "names", {2}, {1}), ("v", "param", 3)]:
+    for change in [
+        ("+", "grown", 1, [2]),
+        ("k", "found", {"b": 2}, ["a"]),
+        ("|", "names", {2}, {1}),
+        ("v", "param", 3),
+    ]:
         apply(thing, change)
 
     assert (thing.grown, thing.found, thing.names, thing.param.get()) == ([1, 2], {"b": 2}, {2}, 3)
@@ -193,7 +198,12 @@ def test_changes_are_made_in_place() -> None:
 def test_a_container_that_was_replaced_or_deleted_meanwhile_is_started_anew() -> None:
     """Growth is not lost for want of a list."""
     thing = Thing(found=None)
-    for change in [("+", "grown", 5, [1]), ("k", "found", {"a": 1}, ["b"]), ("|", "names", {1}, {2}), ("v", "param", 3)]:
+    for change in [
+        ("+", "grown", 5, [1]),
+        ("k", "found", {"a": 1}, ["b"]),
+        ("|", "names", {1}, {2}),
+        ("v", "param", 3),
+    ]:
         apply(thing, change)
 
     assert vars(thing) == {"grown": [1], "found": {"a": 1}, "names": {1}, "param": 3}
@@ -234,7 +244,9 @@ def test_what_was_not_taken_in_yet_comes_after_what_is_heard() -> None:
     tracker = Tracker(thing, ())
     pending = [("+", "grown", 0, ["mine"]), ("=", "last", "mine"), ("k", "found", {"k": "mine"}, [])]
 
-    tracker.apply([("+", "grown", 0, ["theirs"]), ("=", "last", "theirs"), ("k", "found", {"k": 1, "j": 2}, [])], pending)
+    tracker.apply(
+        [("+", "grown", 0, ["theirs"]), ("=", "last", "theirs"), ("k", "found", {"k": 1, "j": 2}, [])], pending
+    )
 
     assert vars(thing) == {"grown": ["theirs", "mine"], "last": "mine", "found": {"k": "mine", "j": 2}}
     assert tracker.changes() == []
@@ -314,7 +326,7 @@ def _refuse() -> None:
 
 def test_what_would_not_load_is_found_before_it_is_sent() -> None:
     """The step that made it fails, not everybody who hears of it."""
-    with pytest.raises(SerializationError, match="attribute 'bad'.*not here"):
+    with pytest.raises(SerializationError, match=r"attribute 'bad'.*not here"):
         pack_changes([("=", "bad", LoadsNever())], Thing())
 
 
@@ -331,7 +343,7 @@ def test_any_use_of_an_absent_attribute_says_why_it_is_not_there(use: Callable[[
     """Never a silent None."""
     absent = Absent("socket", "a socket cannot be pickled")
 
-    with pytest.raises(SerializationError, match="attribute 'socket' .*a socket cannot be pickled"):
+    with pytest.raises(SerializationError, match=r"attribute 'socket' .*a socket cannot be pickled"):
         use(absent)
 
 

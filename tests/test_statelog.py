@@ -21,6 +21,8 @@ Action = Callable[[Any], None]
 class Thing:
     """Stands for a protocol: only its attributes matter."""
 
+    grown: List[str]
+
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
 
@@ -315,7 +317,7 @@ def test_merged_changes_are_not_taken_for_changes_made_here() -> None:
 
 @pytest.mark.parametrize("name", ["grown", "found", "names", "last"])
 def test_a_change_made_here_and_not_told_yet_survives_a_merge_of_the_same_attribute(name: str) -> None:
-    """A local step runs beside the loop: its half-done changes must not be taken for those of a worker and forgotten."""
+    """A local step runs beside the loop: its half-done changes must not be taken for a worker's and forgotten."""
     change: Dict[str, Callable[[Any, str], None]] = {
         "grown": lambda thing, who: thing.grown.append(who),
         "found": lambda thing, who: thing.found.update({who: 1}),
@@ -346,7 +348,8 @@ class Chaos:
 
     def _action(self, step: int) -> Action:
         r = self.r
-        kind = r.choice(["grow", "grow", "grow twice", "fill", "fill", "add", "assign", "own", "replace", "drop", "forget", "none"])
+        kinds = "grow,grow,grow twice,fill,fill,add,assign,own,replace,drop,forget,none"
+        kind = r.choice(kinds.split(","))
         number, key = r.randint(0, 9), r.choice("abcd")
         tag = f"{step}" if step else f"here {self.local}"
 

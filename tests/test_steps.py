@@ -199,7 +199,7 @@ def test_a_declaration_that_makes_no_sense_is_refused_by_name(options, word):
 
 def test_step_without_parentheses_says_that_they_are_missing():
     """`@step` above a method is the likely slip."""
-    with pytest.raises(UsageError, match="step\\(\\.\\.\\.\\)|parentheses|cpus"):
+    with pytest.raises(UsageError, match="@step needs parentheses"):
 
         @step
         def work(self):

@@ -142,8 +142,9 @@ class Scheduler:
         self._unblock(step)
 
     def _check_prerequisites(self, step: int, prerequisites: Tuple[int, ...]) -> None:
+        statuses = self._register.statuses
         for p in prerequisites:
-            if self.status(p) is Status.UNKNOWN or p == step:
+            if p == step or not 0 < p < len(statuses) or not statuses[p]:
                 what = "itself" if p == step else f"step {p}, which does not exist"
                 raise PrerequisiteError(f"step {step} cannot wait for {what}")
 

@@ -173,8 +173,9 @@ class Arena:
                 raise InternalError(f"block {key} was freed twice, or is not of this process")
             segment = slot.segment
             if segment is None:
-                _store_words(slot.fd, slot.offset, 0)
-                _store_words(slot.fd, 8 * RETIRED, 1)
+                with contextlib.suppress(OSError):  # readers let go of it later then; and the disk is in trouble
+                    _store_words(slot.fd, slot.offset, 0)
+                    _store_words(slot.fd, 8 * RETIRED, 1)
                 os.close(slot.fd)
                 return
             segment.words[slot.offset // 8] = 0

@@ -87,7 +87,8 @@ def _detail(value: Any, anchor: Any) -> Any:
     if kind is list:
         return len(value), _fingerprint(value, anchor)
     if kind is dict:
-        return {k: v if type(v) in _ATOMS else _Mark(v, anchor) for k, v in list(value.items())}  # a local step may write
+        items = list(value.items())  # at once: a local step may be writing to it
+        return {k: v if type(v) in _ATOMS else _Mark(v, anchor) for k, v in items}
     if kind is set:
         return set(value)
     return None
