@@ -68,7 +68,8 @@ def _cgroup_folders(controller: str) -> Iterator[str]:
     except OSError:
         return  # no cgroups here
     for line in lines:
-        _, controllers, group = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
         if controllers and controller not in controllers.split(","):
             continue
         top = os.path.join(_CGROUPS, controllers and controller)

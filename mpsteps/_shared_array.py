@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from typing import Any, Deque, Optional, Sequence, Tuple, Union
 
-from mpsteps._ipc import blocks, shm
+from mpsteps._ipc import blocks, room, shm
 from mpsteps._ipc.blocks import SEGMENT_HEADER, BlockError
 from mpsteps.errors import EngineError, UsageError
 
@@ -119,6 +119,9 @@ class _Memory:
         key = blocks.random_word()
         size = SEGMENT_HEADER + (size + blocks.PAGE - 1) // blocks.PAGE * blocks.PAGE
         if BY_DESCRIPTOR:
+            why = room.refusal(size)
+            if why:
+                raise EngineError(f"a shared array cannot be made: {why}; make it smaller, or several of them")
             fd, folder, path = shm.create(size), "", ""
         else:
             fd, folder, path = _named_file(size)

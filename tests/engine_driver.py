@@ -11,14 +11,12 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 import psutil
 import pytest
+from engine_steps import SECONDS
 
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps.engines.base import EngineFailed, Happening, Replies, WorkerGone, WorkerUp
 from mpsteps.engines.processes import ProcessEngine
-
-SECONDS = 20.0
-"""What anything may take before a test fails."""
 
 H = TypeVar("H")
 
@@ -69,6 +67,12 @@ class Driver:
         gone = {g.worker for g in self.all(WorkerGone)}
         return [u.worker for u in self.all(WorkerUp) if u.worker not in gone]
 
+    def pid(self, worker: int) -> int:
+        """Of a worker that lives: a signal to pid 0 would end this very process."""
+        pid = self.engine.pid(worker)
+        assert pid > 1, self.told
+        return pid
+
     def send(self, worker: int, *steps: Tuple[Any, ...]) -> None:
         """Send (id, function, *arguments), together."""
         self.engine.send(worker, [step_message(*s) for s in steps])
@@ -112,13 +116,6 @@ def at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(textwrap.dedent(code))
     monkeypatch.setenv("PYTHONPATH", str(folder))
-
-
-def wait_for_file(path: Any) -> None:
-    end = time.monotonic() + SECONDS
-    while not os.path.exists(path):
-        assert time.monotonic() < end, f"waited {SECONDS} s for {path}"
-        time.sleep(0.002)
 
 
 def alive(pid: int) -> bool:

@@ -330,6 +330,17 @@ def test_memory_that_was_refused_is_asked_for_again_later(arena: Arena, monkeypa
     assert arena.statistics()["segments"] == 1
 
 
+def test_a_machine_without_free_memory_is_not_pressed(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel would reserve until the OOM killer comes: the arena looks first, and asks for nothing."""
+    monkeypatch.setattr(arena_module.room, "available", lambda: 5 * MB)
+    monkeypatch.setattr(arena_module.shm, "create", lambda size: pytest.fail(f"{size} bytes were asked for"))
+    arena.put([bytes(6 * MB)])
+    assert arena.statistics()["spilled"] == 1
+    assert "only 5242880 bytes of memory are free" in caplog.text
+
+
 def test_a_small_segment_is_tried_where_a_large_one_is_refused(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly full is not full: there may be room for this one block."""
     create = shm.create

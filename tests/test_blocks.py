@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import threading
 
 import pytest
-
 from arena_peer import Peer
+
 from mpsteps._ipc import blocks
 from mpsteps._ipc.arena import Arena
 from mpsteps._ipc.blocks import IDLE_GETS, Attachments, BlockError, key_of
+from mpsteps._ipc.users import Users
 from mpsteps.errors import InternalError
 
 pytestmark = pytest.mark.skipif(not blocks.CAN_SHARE, reason="blocks are shared where there is /proc")
@@ -377,3 +379,121 @@ def test_a_lock_of_somebody_else_does_not_stop_a_reader(arena: Arena, tmp_path) 
     assert reader.get(reference)[0] == b"x"
     reader.close()
     os.close(fd)
+
+
+# ------------------------------------------------------------------------------- all of it together
+
+WORKER = """
+import random
+from mpsteps._ipc.large import pack_large, unpack_large
+randomly, kept = random.Random(seed), []
+def step(parcels):
+    views = [attachments.get(r)[0] for r in parcels]
+    wrong = sum(any(byte != view[0] for byte in view[::997]) for view in views)
+    for view, first in kept:
+        wrong += any(byte != first for byte in view[::997])
+    result = arena.put([bytes([randomly.randrange(256)]) * randomly.randrange(1, 300_000)])
+    if randomly.random() < 0.3:
+        kept.append((views[0][5:], views[0][0]))
+    if kept and randomly.random() < 0.25:
+        kept.pop(randomly.randrange(len(kept)))
+    return wrong, result
+def answer(parcels, free):
+    for key in free:
+        arena.free(key)
+    wrong, result = step(parcels)
+    return wrong, result, attachments.live_keys()
+"""
+
+
+class Coordinator:
+    """What the coordinator does with blocks, and nothing else: workers' results are arguments of later steps."""
+
+    def __init__(self) -> None:
+        self.arena, self.attachments, self.users = Arena(64 * MB, ""), Attachments(), Users()
+        self.workers = {number: self.start(number) for number in (1, 2)}
+        self.results = []  # (reference, owner, view)
+        self.last = 2
+        self.turn = 0  # the worker that the next step goes to
+        self.waiting = {}  # worker -> keys of its blocks that it is to free with its next step
+
+    def start(self, number: int) -> Peer:
+        worker = Peer()
+        worker.do(IMPORTS + WORKER, seed=number)
+        return worker
+
+    def step(self, number: int, worker: int, randomly: random.Random) -> int:
+        """One step on a worker; how many views there had wrong content."""
+        content = bytes([randomly.randrange(256)]) * randomly.randrange(1, 300_000)
+        arguments = [(self.arena.put([content]), 0)]
+        if self.results:
+            reference, owner, _ = randomly.choice(self.results)
+            arguments.append((self.attachments.forward(reference), owner))
+        for reference, owner in arguments:
+            self.users.add(key_of(reference), owner, ("step", number))
+        wrong, result, live = self.workers[worker].ask("answer(p, f)", p=[r for r, _ in arguments], f=self.free())
+        view = self.attachments.get(result)[0]
+        self.users.add(key_of(result), worker, "result")
+        self.results.append((result, worker, view))
+        self.users.keeps(worker, live)
+        for reference, _ in arguments:
+            self.users.drop(key_of(reference), ("step", number))
+        if len(self.results) > 6:
+            reference, _, view = self.results.pop(randomly.randrange(6))
+            del view
+            self.users.drop(key_of(reference), "result")
+        assert all(not any(byte != view[0] for byte in view[::997]) for _, _, view in self.results)
+        self.attachments.live_keys()
+        return wrong
+
+    def free(self) -> list:
+        """Free what has no users: here at once, elsewhere with the next step."""
+        for owner, key in self.users.take_free():
+            if owner == 0:
+                self.arena.free(key)
+            elif owner in self.workers:
+                self.waiting.setdefault(owner, []).append(key)
+        return self.waiting.pop(self.turn, [])
+
+    def replace(self, worker: int) -> None:
+        """Kill a worker; its results stay readable as long as they are held here."""
+        self.workers.pop(worker).kill()
+        self.users.gone(worker)
+        self.last += 1
+        self.workers[self.last] = self.start(self.last)
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.kill()
+        self.attachments.close()
+        self.arena.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_reader_ever_sees_a_block_being_used_again(seed: int) -> None:
+    """Steps on two workers that keep some of their arguments for long, results passed on, workers killed: every view
+    holds what was put, at any time, and in the end everything is free."""
+    randomly = random.Random(seed)
+    coordinator = Coordinator()
+    try:
+        for number in range(400):
+            coordinator.turn = randomly.choice(list(coordinator.workers))
+            assert coordinator.step(number, coordinator.turn, randomly) == 0
+            if number % 150 == 149:
+                coordinator.replace(coordinator.turn)
+        assert coordinator.arena.statistics()["segments"] <= 2
+        for worker in coordinator.workers.values():
+            worker.do("kept.clear()")
+        for number, worker in coordinator.workers.items():
+            coordinator.users.keeps(number, worker.ask("attachments.live_keys()"))
+        for reference, _, _ in coordinator.results:
+            coordinator.users.drop(key_of(reference), "result")
+        coordinator.turn = 0
+        coordinator.free()
+        for number, worker in coordinator.workers.items():
+            left = set(coordinator.waiting.get(number, []))
+            assert worker.ask("set(arena._slots)") == left
+        assert coordinator.arena.statistics()["blocks"] == 0
+        assert len(coordinator.users) == 0
+    finally:
+        coordinator.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import resource
@@ -24,10 +25,10 @@ from typing import Any, Iterator, List, Tuple
 import psutil
 import pytest
 from conftest import has_token
-from engine_driver import Driver, alive, at_start, step_message, wait_for_file, with_path
+from engine_driver import Driver, alive, at_start, step_message, with_path
+from engine_steps import Guide, LoadsForever, Loud, add, blob, my_pid, touch_and_wait, touch_until, wait_for_file
 
 import mpsteps._spawn
-from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
 from mpsteps._ipc import wire
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._machine import THREAD_VARIABLES, blas_share, usable_cores
@@ -39,32 +40,6 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc a
 
 
 # --------------------------------------------------------------------------------------------- steps of these tests
-
-
-def add(a: int, b: int) -> int:
-    return a + b
-
-
-def my_pid() -> int:
-    return os.getpid()
-
-
-def touch_and_wait(path: str) -> None:
-    """Say that the step runs, then run for ever."""
-    open(path, "w").close()
-    while True:
-        time.sleep(100)
-
-
-def touch_until(path: str, release: str) -> int:
-    """Say that the step runs, run until `release` is there."""
-    open(path, "w").close()
-    wait_for_file(release)
-    return os.getpid()
-
-
-def blob(size: int) -> bytes:
-    return b"x" * size
 
 
 def own_end() -> WorkerEnd:
@@ -81,7 +56,7 @@ def test_steps_run_in_workers_that_are_other_processes() -> None:
         pids = {d.call(a, my_pid), d.call(b, my_pid)}
         assert len(pids) == 2
         assert os.getpid() not in pids
-        assert pids == {d.engine.pid(a), d.engine.pid(b)}
+        assert pids == {d.pid(a), d.pid(b)}
         assert d.call(a, add, 1, 2) == 3
 
 
@@ -171,42 +146,18 @@ def test_sending_to_a_worker_that_is_no_more_does_nothing() -> None:
         assert d.engine.pid(w) == 0
 
 
-class Guide(Protocol):
-    """The example of Scipion's parallelization guide, with a rendezvous: the first two steps wait until both run."""
-
-    stepsExecutionMode = STEPS_PARALLEL
-
-    def _defineParams(self, form: Any) -> None:
-        form.addSection(label="Input")
-        form.addParam("count", IntParam, default=4, label="Items")
-        form.addParallelSection(threads=2)
-
-    def _insertAllSteps(self) -> None:
-        self.intervals: List[Tuple[int, float, float]] = []
-        deps = [self._insertFunctionStep(self.processStep, i, prerequisites=[]) for i in range(self.count.get())]
-        self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
-
-    def processStep(self, i: int) -> None:
-        start = time.monotonic()
-        if i < 2:
-            open(self._getExtraPath(f"runs-{i}"), "w").close()
-            wait_for_file(self._getExtraPath(f"runs-{1 - i}"))
-        self.intervals.append((os.getpid(), start, time.monotonic()))
-
-    def createOutputStep(self) -> None:
-        assert len(self.intervals) == self.count.get()
-        assert all(end <= time.monotonic() for _, _, end in self.intervals)
-
-
 def test_the_example_of_the_guide_runs_in_parallel(tmp_path: Path) -> None:
     """In two processes, at the same time, and the output after all of them."""
     protocol = Guide(workingDir=str(tmp_path / "run"))
     protocol.run()
     assert protocol.isFinished(), protocol.getErrorMessage()
     assert len({pid for pid, _, _ in protocol.intervals} - {os.getpid()}) == 2
-    first, second = protocol.intervals[:2]
-    assert first[0] != second[0]
-    assert max(first[1], second[1]) < min(first[2], second[2]), "they did not overlap"
+    overlapping = [
+        (a, b)
+        for a, b in itertools.combinations(protocol.intervals, 2)
+        if a[0] != b[0] and max(a[1], b[1]) < min(a[2], b[2])
+    ]
+    assert overlapping, protocol.intervals
 
 
 def test_everything_in_a_run_directory_is_private_whatever_the_umask_is(tmp_path: Path) -> None:
@@ -230,28 +181,6 @@ def test_everything_in_a_run_directory_is_private_whatever_the_umask_is(tmp_path
     assert {name: oct(m) for name, m in found.items() if name not in folders and m != 0o600} == {}
 
 
-class Loud(Protocol):
-    stepsExecutionMode = STEPS_PARALLEL
-    keepGoing = True
-
-    def _insertAllSteps(self) -> None:
-        self._insertFunctionStep(self.speakStep, prerequisites=[])
-        self._insertFunctionStep(self.dieStep, prerequisites=[])
-        self._insertFunctionStep(self.localStep, prerequisites=[])
-
-    def speakStep(self) -> None:
-        self.runJob("echo", "a program's output")
-        print("hello")
-
-    def dieStep(self) -> None:
-        print("goodbye", flush=True)
-        os._exit(1)
-
-    @step(local=True)
-    def localStep(self) -> None:
-        self.runJob("echo", "at home")
-
-
 # --------------------------------------------------------------------------------------------------------- revocation
 
 
@@ -268,7 +197,7 @@ def test_what_is_not_begun_comes_back_and_what_is_sent_meanwhile_runs_later(tmp_
         assert d.value(4) == 8
         returned = [m[1] for r in d.all(Replies) for m in r.messages if m[0] == -wire.RETURNED]
         assert returned == [2, 3]
-        assert d.value(1) == d.engine.pid(w)
+        assert d.value(1) == d.pid(w)
         d.send(w, (2, add, 1, 1))
         assert d.value(2) == 2
 
@@ -296,7 +225,7 @@ def test_an_idle_worker_that_dies_is_replaced_and_nobody_is_blamed() -> None:
     """By whatever signal."""
     with Driver(2) as d:
         a, b = d.up()
-        os.kill(d.engine.pid(a), signal.SIGKILL)
+        os.kill(d.pid(a), signal.SIGKILL)
         gone = d.gone(a)
         assert (gone.exitcode, gone.done, gone.began) == (-9, (), None)
         assert gone.peak_kib > 1000
@@ -312,7 +241,7 @@ def test_a_death_in_a_step_names_that_step_and_what_finished_before_it_counts(tm
         steps += [step_message(4, add, 1, 1)]
         d.engine.send(w, steps)
         wait_for_file(running)
-        os.kill(d.engine.pid(w), signal.SIGKILL)
+        os.kill(d.pid(w), signal.SIGKILL)
         gone = d.gone(w)
         finished = {s for s in (1, 2) if s in d.replies} | set(gone.done)
         assert finished == {1, 2}
@@ -349,7 +278,7 @@ def test_all_workers_killed_at_once_have_one_victim_each(tmp_path: Path) -> None
         for w in workers:
             wait_for_file(tmp_path / str(w))
         for w in workers:
-            os.kill(d.engine.pid(w), signal.SIGKILL)
+            os.kill(d.pid(w), signal.SIGKILL)
         for w in workers:
             gone = d.gone(w)
             assert (gone.done, gone.began) == ((), w)
@@ -365,7 +294,7 @@ def test_a_worker_killed_while_it_writes_a_large_reply(tmp_path: Path) -> None:
         deadline = time.monotonic() + 20
         while not head.pending() and time.monotonic() < deadline:
             time.sleep(0.001)
-        os.kill(d.engine.pid(a), signal.SIGKILL)
+        os.kill(d.pid(a), signal.SIGKILL)
         gone = d.gone(a)
         assert gone.began == 1
         assert 1 not in d.replies
@@ -376,10 +305,10 @@ def test_a_worker_killed_while_it_is_sent_a_large_message() -> None:
     """It was stopped, so that half of the message is in the ring and half waits here."""
     with Driver(1) as d:
         (w,) = d.up()
-        os.kill(d.engine.pid(w), signal.SIGSTOP)
+        os.kill(d.pid(w), signal.SIGSTOP)
         d.send(w, (1, len, b"x" * 3_000_000), (2, add, 1, 1))
         d.turn(0)
-        os.kill(d.engine.pid(w), signal.SIGKILL)
+        os.kill(d.pid(w), signal.SIGKILL)
         gone = d.gone(w)
         assert (gone.done, gone.began) == ((), None)
         (again,) = d.up(1)
@@ -561,13 +490,6 @@ def test_a_zygote_killed_during_its_start_is_an_error_and_no_hang() -> None:
         assert "did not come up: killed by SIGKILL" in d.failed()
 
 
-class LoadsForever:
-    """As an image, keeps a worker from getting ready."""
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return time.sleep, (1000,)
-
-
 def test_a_zygote_that_keeps_dying_is_given_up() -> None:
     """Killed again and again while no worker has got ready in between; a worker that is ready resets the count."""
     image = {"class": wire.pack(LoadsForever()), "state": b""}
@@ -585,7 +507,7 @@ def test_a_zygote_that_was_stopped_does_not_hold_up_the_end(monkeypatch: pytest.
     monkeypatch.setattr(mpsteps._spawn, "END_SECONDS", 0.3)
     with Driver(1) as d:
         (w,) = d.up()
-        pid = d.engine.pid(w)
+        pid = d.pid(w)
         zygote_of(d).suspend()
         start = time.monotonic()
         d.engine.stop(at_once=True)
@@ -673,7 +595,7 @@ def test_blocked_signals_of_the_coordinator_do_not_deafen_the_zygote() -> None:
     try:
         with Driver(1) as d:
             (w,) = d.up()
-            os.kill(d.engine.pid(w), signal.SIGTERM)
+            os.kill(d.pid(w), signal.SIGTERM)
             assert d.gone(w).exitcode == -signal.SIGTERM
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -804,7 +726,7 @@ def test_a_worker_that_will_not_leave_is_killed_after_a_while(tmp_path: Path) ->
         d.send(a, (1, deaf, str(tmp_path / "a")))
         d.send(b, (2, blob, 3_000_000))
         wait_for_file(tmp_path / "a")
-        pid = d.engine.pid(a)
+        pid = d.pid(a)
         start, cpu = time.monotonic(), time.process_time()
         d.engine.stop()
         assert STOP_SECONDS * 0.9 < time.monotonic() - start < STOP_SECONDS + 3
@@ -863,8 +785,8 @@ def test_a_program_of_a_step_inherits_none_of_our_descriptors(tmp_path: Path) ->
     try:
         with Driver(1, keep_open=(fence,)) as d:
             (w,) = d.up()
-            held = os.listdir(f"/proc/{d.engine.pid(w)}/fd")
-            assert any(os.readlink(f"/proc/{d.engine.pid(w)}/fd/{f}") == str(tmp_path / "fence") for f in held)
+            held = os.listdir(f"/proc/{d.pid(w)}/fd")
+            assert any(os.readlink(f"/proc/{d.pid(w)}/fd/{f}") == str(tmp_path / "fence") for f in held)
             for start in ("system", "spawn", "subprocess"):
                 assert d.call(w, descriptors, start) == ["3"], start  # the folder that it lists
     finally:
@@ -917,7 +839,7 @@ def test_ctrl_c_does_not_reach_workers_but_their_programs_can_be_interrupted(tmp
 
     with Driver(1) as d:
         (w,) = d.up()
-        pid = d.engine.pid(w)
+        pid = d.pid(w)
         assert os.getsid(pid) != os.getsid(0)
         assert os.getpgid(pid) == pid
         d.send(w, (1, touch_until, running, release))
@@ -938,7 +860,7 @@ def test_the_kernel_will_take_a_worker_and_not_the_coordinator_when_memory_runs_
 
     with Driver(1) as d:
         (w,) = d.up()
-        assert score(d.engine.pid(w)) == min(1000, score() + 500)
+        assert score(d.pid(w)) == min(1000, score() + 500)
         assert score(zygote_of(d).pid) == score()
 
 
@@ -970,10 +892,10 @@ def test_nobody_listens_on_any_socket() -> None:
         a, b = d.up()
         ours = sockets(os.getpid()) - before
         assert len(ours) == 1
-        for pid in (zygote_of(d).pid, d.engine.pid(a), d.engine.pid(b)):
+        for pid in (zygote_of(d).pid, d.pid(a), d.pid(b)):
             ours |= sockets(pid)
         assert not ours & listening()
-        assert sockets(d.engine.pid(a)) == set()
+        assert sockets(d.pid(a)) == set()
 
 
 @linux
@@ -1039,7 +961,7 @@ def test_the_token_of_the_leak_check_reaches_workers() -> None:
     """Else the check that nothing is left behind could not fail."""
     with Driver(1) as d:
         (w,) = d.up()
-        assert has_token(d.engine.pid(w), os.environ["MPSTEPS_TESTS"])
+        assert has_token(d.pid(w), os.environ["MPSTEPS_TESTS"])
 
 
 def test_a_socket_that_a_step_leaves_open_is_its_own(tmp_path: Path) -> None:

@@ -7,17 +7,14 @@ file by single appends: once per step, and after all of its prerequisites.
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Dict, NamedTuple, Set, Tuple
 
 import pytest
+from engine_steps import Chaos, Graph, combine
 
-from mpsteps import STEPS_PARALLEL, Protocol, ResultOf
 from mpsteps.run import run
-
-MODULUS = 2**61 - 1
 
 
 class Node(NamedTuple):
@@ -46,39 +43,11 @@ def random_graph(seed: int, size: int) -> Dict[int, Node]:
     return graph
 
 
-def combine(step: int, values: List[int]) -> int:
-    total = step * 1_000_003
-    for i, value in enumerate(values, 1):
-        total = (total * 31 + i * value) % MODULUS
-    return total
-
-
 def oracle(graph: Dict[int, Node]) -> Dict[int, int]:
     values: Dict[int, int] = {}
     for step, node in graph.items():
         values[step] = combine(step, [values[u] for u in node.used])
     return values
-
-
-class Graph(Protocol):
-    stepsExecutionMode = STEPS_PARALLEL
-
-    def _insertAllSteps(self) -> None:
-        self.path = self._getExtraPath("order")
-        for step, node in self.graph.items():
-            arguments = [ResultOf(u) for u in node.used]
-            assert step == self._insertFunctionStep(
-                self.nodeStep, step, *arguments, prerequisites=list(node.prerequisites)
-            )
-        self.graph = None  # the workers need not know it
-
-    def nodeStep(self, step: int, *values: int) -> Any:
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(fd, b"%d %d\n" % (step, os.getpid()))
-        finally:
-            os.close(fd)
-        return combine(step, list(values))
 
 
 @pytest.mark.parametrize(
@@ -103,20 +72,6 @@ def test_order_once_and_values(seed: int, size: int, workers: int, tmp_path: Pat
     for step in protocol.getSteps():
         assert step.result == expected[step.getObjId()], f"seed {seed}: step {step.getObjId()}"
     assert 1 <= len({pid for _, pid in lines}) <= workers
-
-
-class Chaos(Graph):
-    """The same with steps that fail, for reasons that the graph decides."""
-
-    keepGoing = True
-
-    def nodeStep(self, step: int, *values: int) -> Any:
-        value = super().nodeStep(step, *values)
-        if step % 37 == 5:
-            os._exit(1)
-        if step % 23 == 7:
-            raise ValueError(step)
-        return value
 
 
 @pytest.mark.parametrize(("seed", "size"), [(11, 400), (12, 150)])

@@ -26,6 +26,7 @@ from mpsteps import (
 from mpsteps._journal import JournalWriter, read_journal
 
 BOTH = pytest.mark.parametrize("engine", ["inline", "processes"])
+INLINE = pytest.mark.parametrize("engine", ["inline"])  # where the engine has no part in it
 
 
 class Noted(Custom):
@@ -128,7 +129,7 @@ def test_a_changed_argument_runs_its_step_and_what_depends_on_it_and_nothing_els
     assert 2 not in prot.table  # the old step's changes went with it
 
 
-@BOTH
+@INLINE
 def test_a_step_inserted_in_the_middle_does_not_run_later_ones_again(session, engine):
     """Steps are recognised by what they are, not by where they stand."""
     session(fan([1, 3, 4]), engine)
@@ -139,7 +140,7 @@ def test_a_step_inserted_in_the_middle_does_not_run_later_ones_again(session, en
     assert prot.seen[0] == [1, 2, 3, 4]
 
 
-@BOTH
+@INLINE
 def test_fewer_steps_than_before_are_kept_too(session, engine):
     """Only the output, which had other prerequisites, runs again."""
     session(fan([1, 2, 3]), engine)
@@ -149,7 +150,7 @@ def test_fewer_steps_than_before_are_kept_too(session, engine):
     assert prot.seen[0] == [1, 3]
 
 
-@BOTH
+@INLINE
 def test_steps_that_are_alike_are_kept_one_by_one(session, engine):
     """Two equal steps and a third one: one runs."""
 
@@ -222,7 +223,7 @@ def test_kept_changes_are_there_in_the_order_in_which_they_were_made(session, en
     assert (prot.value, prot.seen, prot.log) == ("second", "second", [1, 2])
 
 
-@BOTH
+@INLINE
 def test_lists_keep_all_their_items_when_steps_come_and_go_over_sessions(session, engine):
     """What one session dropped and the next takes back."""
     for ids in ([1, 2, 3], [3, 1, 4], [1, 2, 3, 4], [4, 2], [4, 3, 2, 1]):
@@ -231,7 +232,7 @@ def test_lists_keep_all_their_items_when_steps_come_and_go_over_sessions(session
         assert prot.seen[0] == sorted(ids)
 
 
-@BOTH
+@INLINE
 def test_one_object_that_runs_again_does_not_double_what_it_has(session, engine):
     """Nor lose it, where _insertAllSteps begins anew."""
     prot = session(fan([1, 2, 3]), engine)
@@ -242,7 +243,7 @@ def test_one_object_that_runs_again_does_not_double_what_it_has(session, engine)
     assert sorted(prot.log) == [1, 2, 3]
 
 
-@BOTH
+@INLINE
 def test_prerequisites_that_point_forward_are_recognised(session, engine):
     """A first step that runs last."""
 
@@ -257,7 +258,7 @@ def test_prerequisites_that_point_forward_are_recognised(session, engine):
     assert session.new_notes() == []
 
 
-@BOTH
+@INLINE
 def test_results_are_recognised_although_ids_have_moved(session, engine):
     """ResultOf names a step, not a place."""
 
@@ -307,7 +308,7 @@ def test_lambdas_partials_and_local_functions_are_told_apart(session):
     assert (prot._report.kept, session.new_notes()) == (8, [])
 
 
-@BOTH
+@INLINE
 def test_restart_deletes_what_was_there_and_does_everything_again(session, engine, tmp_path):
     """Also the files in extra/."""
 
@@ -428,7 +429,7 @@ def test_a_step_that_inserted_others_runs_again_and_what_it_inserts_is_recognise
     assert prot.seen[0] == [0, 1, 2, 3]
 
 
-@BOTH
+@INLINE
 def test_a_step_that_released_another_runs_again(session, engine, tmp_path):
     """Or the other one, which has failed in the first run, would wait for ever."""
     cause = tmp_path / "cause"

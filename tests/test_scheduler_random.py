@@ -49,12 +49,13 @@ def _run(seed: int, **world: Any) -> Any:
         raise AssertionError(f"simulate({seed}): {type(error).__name__}: {error}") from error
 
 
-@pytest.mark.parametrize(("seed", "size"), [(1, 500), (2, 2000), (3, 5000), (4, 1000), (5, 1000)])
+@pytest.mark.parametrize(("seed", "size"), [(1, 500), (7, 2000), (14, 5000), (7, 5000), (10, 1000)])
 def test_large_graphs_behave_as_small_ones(seed: int, size: int) -> None:
     """Thousands of steps keep the same promises (invariants, which look at every step, are checked now and then)."""
     world = _run(seed, size=size, check_every=size // 10)
 
     assert len(world.needs) == size
+    assert world.stopping or len(world.fate) == size
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

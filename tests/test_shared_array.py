@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-
 from arena_peer import Peer
+
 from mpsteps import _shared_array
 from mpsteps._ipc import blocks, shm
 from mpsteps._shared_array import shared_array
@@ -294,7 +294,7 @@ def test_bad_requests_are_refused() -> None:
 
 def test_no_room_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """In memory, and in files; nothing is left."""
-    with pytest.raises(EngineError, match="There is no room for|cannot be created"):
+    with pytest.raises(EngineError, match="there is no room for"):
         shared_array(1 << 55)
     monkeypatch.setattr(_shared_array, "BY_DESCRIPTOR", False)
     monkeypatch.setattr(_shared_array.tempfile, "tempdir", str(tmp_path))
@@ -303,7 +303,7 @@ def test_no_room_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path) -> 
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(shm, "_reserve", refuse)
-    with pytest.raises(EngineError, match="cannot be made in .*No space left"):
+    with pytest.raises(EngineError, match=r"cannot be made in .*No space left"):
         shared_array(10)
     assert list(tmp_path.iterdir()) == []
 

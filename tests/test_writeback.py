@@ -6,6 +6,7 @@ is made to run in the same worker as the one that writes (one worker) and in ano
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ import threading
 import pytest
 from protocols import Custom, meet, wait_until
 
-from mpsteps import STATUS_FAILED, STATUS_FINISHED, SerializationError, step
+from mpsteps import STATUS_FAILED, STATUS_FINISHED, Listener, SerializationError, step
 
 PLACES = pytest.mark.parametrize("place", ["inline", "same worker", "another worker"])
 
@@ -159,31 +160,78 @@ def go(tmp_path, insert, place="same worker", cls=Writes, **options):
     return prot
 
 
-@PLACES
+@pytest.mark.parametrize("place", ["inline", "same worker"])
 @pytest.mark.parametrize("change", sorted(EXPECTED))
 def test_a_change_is_seen_by_a_later_step_and_by_the_protocol(tmp_path, change, place):
     """Whatever kind of change; the object is the same for the code as it was with threads."""
     expected = EXPECTED[change]
 
     def insert(self):
-        first = self._insertFunctionStep(change, prerequisites=[])
-        if place == "another worker":  # keep the first worker busy while the second one looks
-            folder = str(tmp_path / "m")
-            self._insertFunctionStep("meet", folder, "busy", prerequisites=[first])
-            self._insertFunctionStep("look_after_meeting", folder, sorted(expected), prerequisites=[first])
-        else:
-            self._insertFunctionStep("remember", sorted(expected), prerequisites=[first])
+        self._insertFunctionStep(change)
+        self._insertFunctionStep("remember", sorted(expected))
 
-    class Looks(Writes):
-        def look_after_meeting(self, folder, names):
-            meet(folder, "look", 2)
-            self.remember(names)
-
-    prot = go(tmp_path, insert, place, cls=Looks)
+    prot = go(tmp_path, insert, place)
     assert prot.isFinished(), prot.getErrorMessage()
     assert {k: plain(v) for k, v in prot.seen.items()} == expected
     assert {k: plain(getattr(prot, k, "absent")) for k in expected} == expected
     assert (Writes.classList, Writes.classTable) == ([], {"a": 1})
+
+
+class Rounds(Writes):
+    """All changes in one run: begin anew, change, look in the other worker; what it saw is kept in `rounds`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rounds = {}
+
+    def begin_anew(self):
+        fresh = Writes()
+        for name in ("items", "nested", "colours", "number", "gone", "thing", "matrix"):
+            setattr(self, name, getattr(fresh, name))
+        self.owned = Owned(self)
+        self.classList, self.classTable = [], {"a": 1}
+        for name in ("fresh", "by_name", "alias"):
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def change_and_meet(self, change, folder):
+        getattr(self, change)()
+        self.changer = os.getpid()
+
+    def look_elsewhere(self, change, folder, name):
+        """Of two that meet, the one that is not in the worker of the change looks."""
+        meet(folder, name, 2)
+        if os.getpid() != self.changer:
+            self.rounds[change] = {name: plain(getattr(self, name, "absent")) for name in EXPECTED[change]}
+
+
+def test_every_change_is_seen_in_the_other_worker(tmp_path):
+    """One after the other, all kinds of changes; and by the protocol, after each."""
+    in_protocol = {}
+
+    class Looks(Listener):
+        def steps_finished(self, run, steps):
+            for number in steps:
+                s = run.steps[number - 1]
+                if s.funcName == "change_and_meet":
+                    change = s.getArgs()[0]
+                    found = {k: plain(getattr(run.protocol, k, "absent")) for k in EXPECTED[change]}
+                    in_protocol[change] = copy.deepcopy(found)
+
+    def insert(self):
+        before = []
+        for change in sorted(EXPECTED):
+            folder = str(tmp_path / change)
+            anew = self._insertFunctionStep("begin_anew", prerequisites=before)
+            changed = self._insertFunctionStep("change_and_meet", change, folder, prerequisites=[anew])
+            before = [
+                self._insertFunctionStep("look_elsewhere", change, folder, name, prerequisites=[changed]) for name in "ab"
+            ]
+
+    prot = go(tmp_path, insert, "another worker", cls=Rounds, listeners=[Looks()])
+    assert prot.isFinished(), prot.getErrorMessage()
+    assert prot.rounds == EXPECTED
+    assert in_protocol == EXPECTED
 
 
 @PLACES
@@ -221,6 +269,52 @@ def test_containers_keep_their_identity(tmp_path, place):
     assert prot.isFinished(), prot.getErrorMessage()
     for name, value in held.items():
         assert getattr(prot, name) is value
+
+
+class Batches(Custom):
+    """The pattern that puts a full batch away and begins another one."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.batch = []
+        self.batches = []
+
+    def fill(self, item):
+        self.batch.append(item)
+
+    def close(self):
+        self.batches.append(self.batch)
+        self.batch = []
+
+    def begin_elsewhere(self, folder, name):
+        meet(folder, name, 2)
+        if name == "a":
+            self.batch = ["new"]
+
+
+@PLACES
+def test_a_value_that_was_put_away_is_not_changed_when_its_attribute_is_set_anew(tmp_path, place):
+    """By this step, or by another one in another worker."""
+
+    def insert(self):
+        for item in (1, 2, 3, 4):
+            last = self._insertFunctionStep("fill", item)
+            if item % 2 == 0:
+                last = self._insertFunctionStep("close")
+        if place == "another worker":
+            both = [self._insertFunctionStep("begin_elsewhere", str(tmp_path / "m"), n, prerequisites=[last]) for n in "ab"]
+            again = [self._insertFunctionStep("meet_again", str(tmp_path / "m2"), n, prerequisites=both) for n in "ab"]
+            last = self._insertFunctionStep("close", prerequisites=again)
+        self._insertFunctionStep(self.look, "batches", prerequisites=[last])
+
+    class Meets(Batches):
+        def meet_again(self, folder, name):
+            meet(folder, name, 2)
+
+    prot = go(tmp_path, insert, place, cls=Meets)
+    assert prot.isFinished(), prot.getErrorMessage()
+    expected = [[1, 2], [3, 4]] + ([["new"]] if place == "another worker" else [])
+    assert prot.batches == prot.seen == expected
 
 
 @PLACES

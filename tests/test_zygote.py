@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Iterator, List, Tuple
 
 import pytest
-from engine_driver import SECONDS, Driver, alive, at_start, wait_for_file, with_path
+from engine_driver import Driver, alive, at_start, with_path
+from engine_steps import SECONDS, crash, hold, start_daemon, wait_for_file
 
 import mpsteps.engines.processes as processes_module
 from mpsteps import _proctree
@@ -220,29 +221,6 @@ def test_a_process_name_with_spaces_and_parentheses_does_not_confuse(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------------------------- burials
-
-
-def start_daemon(path: str, how: str) -> int:
-    """A program that has detached itself: another session, and for 'twice' no parent of ours either."""
-    if how == "setsid":
-        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-        pid = child.pid
-    else:
-        line = f"(setsid sleep 1000 & echo $! > {path}.tmp; mv {path}.tmp {path}.pid) &"
-        subprocess.run(["sh", "-c", line], check=True)
-        wait_for_file(f"{path}.pid")
-        with open(f"{path}.pid") as f:
-            pid = int(f.read())
-    return pid
-
-
-def crash() -> None:
-    os.abort()
-
-
-def hold(path: str) -> None:
-    open(path, "w").close()
-    time.sleep(1000)
 
 
 @linux

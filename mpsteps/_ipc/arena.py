@@ -24,7 +24,7 @@ import tempfile
 import threading
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from mpsteps._ipc import blocks, shm
+from mpsteps._ipc import blocks, room, shm
 from mpsteps._ipc.blocks import RETIRED, SEGMENT_HEADER, Reference
 from mpsteps.errors import EngineError, InternalError
 
@@ -45,6 +45,9 @@ class _Segment:
     """Shared memory with `blocks` blocks in it. `holes`: (offset, size) of what is free, by offset, never adjacent."""
 
     def __init__(self, size: int) -> None:
+        why = room.refusal(size)
+        if why:
+            raise EngineError(why)
         self.key = blocks.random_word()
         self.size = size
         self.fd = shm.create(size)
@@ -62,12 +65,12 @@ class _Segment:
 
     def take(self, size: int) -> int:
         """The offset of the first hole of `size` bytes, now taken; 0: there is none."""
-        for i, (offset, room) in enumerate(self.holes):
-            if room >= size:
-                if room == size:
+        for i, (offset, free) in enumerate(self.holes):
+            if free >= size:
+                if free == size:
                     del self.holes[i]
                 else:
-                    self.holes[i] = (offset + size, room - size)
+                    self.holes[i] = (offset + size, free - size)
                 self.blocks += 1
                 return offset
         return 0
@@ -203,7 +206,7 @@ class Arena:
             self._slots.clear()
 
     def statistics(self) -> Dict[str, int]:
-        """How many `segments`, their `bytes`; `blocks` in use, the bytes `used` by them; blocks ever `put` and `spilled`."""
+        """Numbers of `segments` and `blocks`, bytes of both (`bytes`, `used`); blocks ever `put`, ever `spilled`."""
         with self._lock:
             return {
                 "segments": len(self._segments),
@@ -227,10 +230,10 @@ class Arena:
             if offset:
                 return _Slot(segment, segment.fd, offset, size)
         if self._puts < self._grow_at:
-            return None
-        for room in self._rooms(size):
+            return None  # asking costs much where there is little
+        for whole in self._segment_sizes(size):
             try:
-                segment = _Segment(room)
+                segment = _Segment(whole)
             except EngineError as error:
                 self._why = str(error)
                 self._grow_at = self._puts + PATIENCE
@@ -240,16 +243,16 @@ class Arena:
             return _Slot(segment, segment.fd, segment.take(size), size)
         return None
 
-    def _rooms(self, size: int) -> Iterator[int]:
+    def _segment_sizes(self, size: int) -> Iterator[int]:
         """Sizes of a new segment to be tried for a block of `size`: one for several blocks, then one for just this."""
         wanted = max(SEGMENT, min(self._reserved() // 4, 4 * SEGMENT))
         generous = SEGMENT_HEADER + (wanted + size - 1) // size * size
         frugal = SEGMENT_HEADER + size
         if self._reserved() + generous > self.limit:
             self._trim(0)
-        for room in (generous, frugal):
-            if self._reserved() + room <= self.limit:
-                yield room
+        for whole in (generous, frugal):
+            if self._reserved() + whole <= self.limit:
+                yield whole
             else:
                 self._why = f"its limit is {self.limit} bytes, {self._reserved()} are in use"
 

@@ -3,7 +3,8 @@
 A `Tracker` watches one object. `changes()` compares the object's attributes with what they were at the last call:
 atoms by identity, containers by a fingerprint of their content. The result is a list of operations:
 
-    ("=", name, value)            the attribute was set (or changed in a way that has no smaller description)
+    ("=", name, value)            the attribute was set: other names keep what it was before
+    ("~", name, value)            its content was changed in a way that has no smaller description
     ("-", name)                   it was deleted
     ("+", name, start, items)     a list that was `start` long grew by `items`: the list is now what it was up to
                                   `start`, then `items`
@@ -196,7 +197,7 @@ class Tracker:
 
     def _set_aside(self, pending: Sequence[Change]) -> None:
         """Take what was appended off the ends of lists, where nothing but appending happened to them."""
-        replaced = {change[1] for change in pending if change[0] in "=-"}
+        replaced = {change[1] for change in pending if change[0] in "=~-"}
         for name in {change[1] for change in pending} - replaced:
             value = vars(self._target).get(name)
             count = sum(len(change[3]) for change in pending if change[0] == "+" and change[1] == name)
@@ -226,7 +227,7 @@ def _difference(name: str, mark: Any, value: Any) -> List[Change]:
         return _dict_difference(name, mark.detail, value)
     elif kind is set:
         return [("|", name, value - mark.detail, mark.detail - value)]
-    return [("=", name, value)]
+    return [("~", name, value)]
 
 
 def _dict_difference(name: str, old: Dict[Any, Any], value: Dict[Any, Any]) -> List[Change]:
@@ -261,13 +262,15 @@ def apply(target: Any, change: Change) -> None:
     elif op == "v" and _is_scalar(now):
         now.set(change[2])
     elif op == "=":
-        _assign(target, name, now, change[2])
+        target.__dict__[name] = change[2]
+    elif op == "~":
+        _replace_content(target, name, now, change[2])
     else:
         _rebuild(target, name, change)
 
 
-def _assign(target: Any, name: str, now: Any, value: Any) -> None:
-    """Set an attribute; a container keeps its identity when the new value is of the same kind."""
+def _replace_content(target: Any, name: str, now: Any, value: Any) -> None:
+    """A container keeps its identity, so that other names for it see the change; anything else is replaced."""
     if type(now) is type(value) and type(value) is list:
         now[:] = value
     elif type(now) is type(value) and type(value) in (dict, set):
