@@ -192,6 +192,11 @@ class Coordinator:
         """Send what the scheduler has assigned, after it has been written down."""
         while self._dispatches:
             dispatches, self._dispatches = self._dispatches, []
+            if self.scheduler.stopping:  # assigned before the stop was heard of, and not sent: nothing starts any more
+                for d in dispatches:
+                    self.work.returned(d.steps)
+                    self.handle(StepsReturned(d.worker, d.steps))
+                continue
             ready = [self._messages(*d) for d in dispatches]
             self.work.commit()
             for worker, messages in ready:

@@ -173,6 +173,8 @@ class ProtocolRun:
     def setup(self, worker: int) -> Dict[str, Any]:
         """What a new worker starts from: the protocol as it is now."""
         assert self._state is not None
+        if self._own is not None:
+            self._own.collect()  # or what a local step is doing would be in the image and never taken back
         version = self._state.version
         if self._image[0] != version:
             image, notes = take_image(self.protocol)

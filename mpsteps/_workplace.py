@@ -35,7 +35,7 @@ class Workplace:
         self._made_parent = not path and not os.path.isdir(RUNS_FOLDER)
         self._before: Optional[FrozenSet[str]] = None  # the names in the directory, if it was there
         if path and os.path.isdir(path):
-            self._before = frozenset(os.listdir(path))
+            self._before = _names_in(path)
         self.directory = (
             RunDirectory.create_at(path) if path else RunDirectory.create(RUNS_FOLDER, type(protocol).__name__)
         )
@@ -136,6 +136,13 @@ class Workplace:
             for handler in handlers:
                 logger.removeHandler(handler)
                 handler.close()
+
+
+def _names_in(path: str) -> FrozenSet[str]:
+    try:
+        return frozenset(os.listdir(path))
+    except OSError:
+        return frozenset()  # not ours to read: RunDirectory says so in a moment
 
 
 def _handler(path: str, least: int) -> logging.Handler:

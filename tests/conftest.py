@@ -108,3 +108,22 @@ def _describe(pid: int) -> str:
         return f"{pid} {process.status()} {' '.join(process.cmdline())[:200]}"
     except psutil.Error:
         return str(pid)
+
+
+ONCE = frozenset({
+    "test_bad_input", "test_cli", "test_demo_ctf", "test_demo_micrograph", "test_demo_output", "test_demo_picking",
+    "test_demo_protocol", "test_diagram", "test_docs", "test_export", "test_form", "test_history",
+    "test_journal_faults", "test_journal_format", "test_layering", "test_orphans", "test_parity", "test_progress",
+    "test_random_graphs", "test_records", "test_resume", "test_ring_interleavings", "test_rundir",
+    "test_scheduler_random", "test_scheduler_stateful", "test_ahead", "test_statelog", "test_targets",
+    "test_validators", "test_params", "test_programs", "test_arena", "test_blocks", "test_large",
+    "test_shared_array", "test_slots", "test_graph",
+})  # fmt: skip
+"""Modules whose tests do not depend on the Python version, but for those marked `versions`."""
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Mark what the matrix runs on one Python only."""
+    for item in items:
+        if item.path.stem in ONCE and item.get_closest_marker("versions") is None:
+            item.add_marker(pytest.mark.once)

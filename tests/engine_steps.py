@@ -483,3 +483,36 @@ class Stubborn(Protocol):
         if attempts < 3:
             os._exit(9)
         return [attempts]
+
+
+class CannotBeLoaded:
+    """Travels well and cannot be opened."""
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return int, ("no number",)
+
+
+class HeldAttributes(Protocol):
+    """Some of its attributes cannot travel; one step uses them, the other does not."""
+
+    stepsExecutionMode = STEPS_PARALLEL
+    keepGoing = True
+
+    def _insertAllSteps(self) -> None:
+        self.guard = threading.Lock()
+        self.odd = CannotBeLoaded()
+        self.evil = ExitsWhenPacked()
+        for name in ("guard", "odd", "evil"):
+            self._insertFunctionStep(self.useStep, name, prerequisites=[])
+        self._insertFunctionStep(self.otherStep, prerequisites=[])
+
+    def useStep(self, name: str) -> None:
+        getattr(self, name).acquire()
+
+    def otherStep(self) -> List[int]:
+        return [5]
+
+
+class ExitsWhenPacked:
+    def __reduce__(self) -> Tuple[Any, ...]:
+        raise SystemExit(3)

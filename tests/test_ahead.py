@@ -1,4 +1,4 @@
-"""Steps sent ahead: chains of short steps fill a lane, and what happens when one in front fails, dies or is taken back."""
+"""Steps sent ahead: chains of short steps fill a lane, and what happens when one in front fails or dies."""
 
 from __future__ import annotations
 

@@ -480,6 +480,7 @@ def test_a_fork_can_neither_write_nor_destroy_what_its_parent_has(arena: Arena, 
     assert os.waitpid(pid, 0)[1] == 0
     assert attachments.get(reference)[0] == b"parent's"
     assert arena.statistics()["segments"] == 2
+    assert memory_of(empty[1]) > 20 * MB
     assert arena.put([bytes(18 * MB)])[1] == empty[1]
 
 

@@ -178,6 +178,16 @@ def test_views_keep_the_mapping_and_the_last_one_unmaps_it(peer: Peer) -> None:
     assert peer.ask("maps()") == 0
 
 
+def test_views_outlive_the_reader_itself(peer: Peer) -> None:
+    """Also when nobody holds the Attachments any more."""
+    arena = Arena(64 * MB, "")
+    peer.do("one = Attachments(); view = one.get(r)[0]; one.close(); del one; gc.collect()", r=arena.put([b"x" * 5000]))
+    arena.close()
+    assert peer.ask("bytes(view) == b'x' * 5000")
+    peer.do("del view")
+    assert peer.ask("maps()") == 0
+
+
 def test_segments_that_nobody_reads_any_more_are_let_go(attachments: Attachments, peer: Peer) -> None:
     """By count: after so many blocks elsewhere, the mapping of a dead process's segment is not kept."""
     attachments.get(peer.ask("arena.put([b'x'])"))

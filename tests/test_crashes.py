@@ -22,6 +22,7 @@ from engine_steps import (
     Attribute,
     Counting,
     Guilty,
+    HeldAttributes,
     JustInTime,
     LastWords,
     Limited,
@@ -208,6 +209,18 @@ def test_a_lost_step_is_tried_again_where_its_author_said_so(tmp_path: Path) -> 
     protocol = Stubborn(numberOfThreads=2, workingDir=str(tmp_path / "run"))
     assert run(protocol).ok
     assert protocol.getSteps()[0].result == [3]
+
+
+def test_an_attribute_that_cannot_travel_costs_only_the_steps_that_use_it(tmp_path: Path) -> None:
+    """It cannot be packed, cannot be loaded, or exits when it is packed: the error names it and says what to do."""
+    protocol = HeldAttributes(numberOfThreads=2, workingDir=str(tmp_path / "run"))
+    report = run(protocol)
+    assert [f.step for f in report.failed] == [1, 2, 3]
+    for step, name in zip(protocol.getSteps(), ("guard", "odd", "evil")):
+        message = step.getErrorMessage()
+        assert f"attribute '{name}' of the protocol cannot travel" in message
+        assert "make it inside the step" in message
+    assert protocol.getSteps()[3].result == [5]
 
 
 def test_a_pool_survives_what_a_protocol_survives() -> None:

@@ -37,7 +37,7 @@ def cgroups(monkeypatch: pytest.MonkeyPatch, root: Path, groups: str, files: Dic
         ("0::/../other\n", {"cpu.max": "600000 100000"}, 6),
         (
             "4:memory:/m\n2:cpu,cpuacct:/job\n0::/\n",
-            {"cpu,cpuacct/job/cpu.cfs_quota_us": "250000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"},
+            {"cpu/job/cpu.cfs_quota_us": "250000", "cpu/job/cpu.cfs_period_us": "100000"},
             2,
         ),
         ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 48),

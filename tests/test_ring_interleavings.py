@@ -136,7 +136,7 @@ def make_waker(side: Side, bell: int = 0, kind: type = Waker, ordered: bool = Tr
 
 
 # ------------------------------------------------------------------------------------------------------ the explorer
-class Violation(Exception):  # noqa: N818 -- no error of the program under test
+class Violation(Exception):  # no error of the program under test
     """An interleaving with a wrong end; the message says which."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -963,7 +964,7 @@ def test_times_are_measured(run, engine):
 @BOTH
 def test_cpu_seconds_of_programs_count(run, engine):
     """They are the step's."""
-    program = "python3 -c 'import time\nwhile time.process_time() < 0.3: pass'"
+    program = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.3: pass'"
     prot = run(lambda self: self._insertRunJobStep(program, ""), engine)
     assert prot.isFinished(), prot.getErrorMessage()
     assert prot.cpuTime > 0.25

@@ -230,7 +230,7 @@ def test_a_worker_keeps_what_it_told_of(peer: Peer) -> None:
         pickle.loads(told[0])
 
 
-def test_a_fork_shares_it_and_does_not_take_it_away(way: str) -> None:
+def test_a_fork_shares_it_and_does_not_take_it_away(way: str, peer: Peer) -> None:
     """A child of a step writes to it, tells it on, and ends; the parent's array is whole."""
     array = shared_array(10)
     read, write = os.pipe()
@@ -251,6 +251,8 @@ def test_a_fork_shares_it_and_does_not_take_it_away(way: str) -> None:
     os.close(write)
     assert array[0] == 4
     assert there_and_back(array)[0] == 4
+    peer.do("a[0] = 5", a=array)
+    assert array[0] == 5
 
 
 def test_a_file_by_name_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -225,7 +225,7 @@ def test_every_change_is_seen_in_the_other_worker(tmp_path):
             anew = self._insertFunctionStep("begin_anew", prerequisites=before)
             changed = self._insertFunctionStep("change_and_meet", change, folder, prerequisites=[anew])
             before = [
-                self._insertFunctionStep("look_elsewhere", change, folder, name, prerequisites=[changed]) for name in "ab"
+                self._insertFunctionStep("look_elsewhere", change, folder, n, prerequisites=[changed]) for n in "ab"
             ]
 
     prot = go(tmp_path, insert, "another worker", cls=Rounds, listeners=[Looks()])
@@ -302,8 +302,9 @@ def test_a_value_that_was_put_away_is_not_changed_when_its_attribute_is_set_anew
             if item % 2 == 0:
                 last = self._insertFunctionStep("close")
         if place == "another worker":
-            both = [self._insertFunctionStep("begin_elsewhere", str(tmp_path / "m"), n, prerequisites=[last]) for n in "ab"]
-            again = [self._insertFunctionStep("meet_again", str(tmp_path / "m2"), n, prerequisites=both) for n in "ab"]
+            one, two = str(tmp_path / "m"), str(tmp_path / "m2")
+            both = [self._insertFunctionStep("begin_elsewhere", one, n, prerequisites=[last]) for n in "ab"]
+            again = [self._insertFunctionStep("meet_again", two, n, prerequisites=both) for n in "ab"]
             last = self._insertFunctionStep("close", prerequisites=again)
         self._insertFunctionStep(self.look, "batches", prerequisites=[last])
 

@@ -53,8 +53,6 @@ class Users:
         for key in [key for key, its in self._owners.items() if its == owner]:
             del self._owners[key], self._users[key]
         self._free = [(its, key) for its, key in self._free if its != owner]
-        for kept in self._kept.values():
-            kept.intersection_update(self._users)
 
     def take_free(self) -> List[Tuple[int, int]]:
         """(owner, key) of the blocks that have no users since the last call: to be freed by their owners now."""

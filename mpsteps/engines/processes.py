@@ -85,6 +85,8 @@ class ProcessEngine:
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
         self._stopping = False
+        self._woken = False  # set by any thread: `wait` is to return
+        self._asleep = False  # set by the coordinator's thread only
         self._owner = 0
 
     # ------------------------------------------------------------------ beginning
@@ -185,7 +187,10 @@ class ProcessEngine:
         return w.pid if w else 0
 
     def wake(self) -> None:
-        """Ring the coordinator's own bell."""
+        """Make `wait` return. The coordinator's bell is rung only where it sleeps: ringing is a system call."""
+        self._woken = True
+        if not self._asleep:
+            return  # it looks at `_woken` after it has set `_asleep`, and before it sleeps
         with self._board_lock:  # the bell's descriptor must not be closed, and given to somebody else, meanwhile
             if self._board is not None:
                 self._board.bell.ring()
@@ -193,7 +198,8 @@ class ProcessEngine:
     def wait(self, timeout: Optional[float]) -> List[Happening]:
         """Look at all lanes; sleep if there is nothing, until a bell, a death or the time."""
         found = self._collect()
-        if found or timeout == 0:
+        if found or timeout == 0 or self._woken:
+            self._woken = False
             self._look_at_link(0)
             return found + self._take_happened()
         started = time.perf_counter()
@@ -201,12 +207,14 @@ class ProcessEngine:
             self._spin = next_spin(time.perf_counter() - started)
             return self._collect()
         self._sleeper.prepare()
+        self._asleep = True
         rung = False
         try:
-            if not self._has_work() and not self._happened:
+            if not self._has_work() and not self._happened and not self._woken:
                 seconds = LONGEST_SLEEP if timeout is None else min(timeout, LONGEST_SLEEP)
                 rung = self._look_at_link(seconds)
         finally:
+            self._asleep = self._woken = False
             self._sleeper.awake(rung)
             if self._spin:
                 self._spin = next_spin(time.perf_counter() - started)
@@ -217,6 +225,8 @@ class ProcessEngine:
         readers = [w.end.receive for w in self._workers.values() if not w.damage]
         while time.perf_counter() < stop:
             _yield()
+            if self._woken:
+                return True
             for reader in readers:
                 if reader.pending():
                     return True
