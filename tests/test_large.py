@@ -15,6 +15,7 @@ from mpsteps._ipc import blocks, wire
 from mpsteps._ipc.arena import Arena
 from mpsteps._ipc.blocks import Attachments, key_of
 from mpsteps._ipc.large import THRESHOLD, pack_large, unpack_large
+from mpsteps.errors import InternalError
 
 pytestmark = pytest.mark.skipif(not blocks.CAN_SHARE, reason="blocks are shared where there is /proc")
 
@@ -263,6 +264,13 @@ def test_without_an_arena_everything_travels_by_value(np, arena) -> None:
         back = wire.unpack(parcel)
         assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
         assert type(unpack_large(parcel, None, None)) is type(value)
+
+
+def test_a_reference_without_a_reader_is_a_loud_error(trip: Trip) -> None:
+    """Not an attempt to read a parcel that is not whole."""
+    trip(os.urandom(300 * KB))
+    with pytest.raises(InternalError, match="no blocks can be read"):
+        unpack_large(trip.parcel, trip.reference, None)
 
 
 def test_what_cannot_be_pickled_leaves_no_block(trip: Trip) -> None:

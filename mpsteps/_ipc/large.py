@@ -23,6 +23,7 @@ import cloudpickle
 from mpsteps._ipc import wire
 from mpsteps._ipc.arena import Arena, Buffer
 from mpsteps._ipc.blocks import Attachments, Reference
+from mpsteps.errors import InternalError
 
 THRESHOLD = 256 << 10
 """Bytes from which a buffer goes through the arena: below, attaching costs more than copying."""
@@ -67,8 +68,10 @@ def unpack_large(
 
     BlockError if the block cannot be opened. Runs the user's code: call it inside a try block.
     """
-    if reference is None or attachments is None:
+    if reference is None:
         return wire.unpack(parcel, anchor)
+    if attachments is None:
+        raise InternalError("a large value came to a place where no blocks can be read")
     views = attachments.get(reference)
     kind = parcel[:1]
     if kind == b"M":
