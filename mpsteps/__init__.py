@@ -16,6 +16,7 @@ _HOMES = {
     "mpsteps.streaming": ("ProtStreamingBase",),
     "mpsteps.steps": ("ResultOf", "Step", "step"),
     "mpsteps.pool": ("StepPool",),
+    "mpsteps._shared_array": ("shared_array",),
     "mpsteps.report": ("RunReport", "StepReport"),
     "mpsteps.listeners": ("Listener",),
     "mpsteps.form": ("Form",),
@@ -62,6 +63,7 @@ def __dir__() -> list[str]:
 
 
 if typing.TYPE_CHECKING:
+    from mpsteps._shared_array import shared_array as shared_array
     from mpsteps.constants import *  # noqa: F403
     from mpsteps.errors import *  # noqa: F403
     from mpsteps.form import Form as Form

@@ -67,7 +67,8 @@ class ParityFanOut(ParityBase):
     def createOutputStep(self):
         self.begin("output")
         total = sum(s["mean"] for s in self.stats.values())
-        self._defineOutputs(total=Integer(total), names=String(",".join(str(i) for i in sorted(self.failedItems))))
+        with self._lock:  # under Scipion, whose main thread writes to the same database
+            self._defineOutputs(total=Integer(total), names=String(",".join(str(i) for i in sorted(self.failedItems))))
         self.end("output")
 
 
@@ -172,7 +173,8 @@ class ParityStreaming(ParityBase):
         self.items.append(item)
 
     def createOutputStep(self):
-        self._defineOutputs(count=Integer(len(self.items)))
+        with self._lock:
+            self._defineOutputs(count=Integer(len(self.items)))
 
 
 class ParityGenerator(ProtStreamingBase):
@@ -198,7 +200,8 @@ class ParityGenerator(ProtStreamingBase):
         for i in range(self.n.get()):
             with open(self._getExtraPath(f"item_{i}")) as f:
                 values.append(int(f.read()))
-        self._defineOutputs(total=Integer(sum(values)))
+        with self._lock:
+            self._defineOutputs(total=Integer(sum(values)))
 
 
 class ParityForm(ParityBase):

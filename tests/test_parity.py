@@ -36,20 +36,27 @@ def theirs(tmp_path_factory):
         if os.environ.get("MPSTEPS_REQUIRE_PYWORKFLOW") and sys.version_info < (3, 12):
             pytest.fail("scipion-pyworkflow is not installed here, and MPSTEPS_REQUIRE_PYWORKFLOW wants it")
         pytest.skip("scipion-pyworkflow is not installed (pip install '.[scipion]', on Python 3.8 to 3.11)")
-    folder = tmp_path_factory.mktemp("pyworkflow")
+    for left in (2, 1, 0):
+        folder = tmp_path_factory.mktemp("pyworkflow")
+        done = _run_pyworkflow(folder)
+        if not (left and "sqlite3." in done.stdout):  # its threads share a connection and now and then collide on it
+            break
+    assert done.returncode == 0, done.stdout[-5000:]
+    with open(str(folder / "outcomes.json")) as f:
+        return json.load(f)
+
+
+def _run_pyworkflow(folder):
     (folder / "home" / "config").mkdir(parents=True)
     env = {
         **os.environ, "SCIPION_HOME": str(folder / "home"), "SCIPION_USER_DATA": str(folder / "user"),
         "SCIPION_DOMAIN": "pyworkflowtests", "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     script = os.path.join(parity_run.HERE, "parity_run.py")
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, script, "pyworkflow", str(folder)], env=env, cwd=str(folder), timeout=100, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
-    with open(str(folder / "outcomes.json")) as f:
-        return json.load(f)
 
 
 @pytest.fixture(scope="module", params=["inline", "processes"])
