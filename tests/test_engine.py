@@ -29,10 +29,11 @@ from engine_driver import Driver, alive, at_start, step_message, with_path
 from engine_steps import Guide, LoadsForever, Loud, add, blob, my_pid, touch_and_wait, touch_until, wait_for_file
 
 import mpsteps._spawn
-from mpsteps._ipc import wire
-from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._ipc import shm, wire
+from mpsteps._ipc.lane import Board, WorkerEnd
 from mpsteps._machine import THREAD_VARIABLES, blas_share, usable_cores
 from mpsteps.engines.base import Replies, WorkerGone, WorkerUp
+from mpsteps.engines.handle import WorkerHandle
 from mpsteps.engines.processes import BOOT_DEATHS, STOP_SECONDS, ProcessEngine, describe_exit
 from mpsteps.errors import EngineError
 
@@ -216,6 +217,24 @@ def test_a_worker_killed_while_steps_are_taken_back_has_one_victim(tmp_path: Pat
         assert (gone.done, gone.began) == ((), 1)
         (again,) = d.up(1)
         assert d.call(again, add, 1, 1) == 2
+
+
+@pytest.mark.skipif(not shm.ORDERED, reason="nothing is taken back on such a machine")
+def test_a_step_that_was_announced_and_passed_over_is_not_the_victim() -> None:
+    """Between the announcement and the answer the worker dies: it had not run the step, and would not have."""
+    board, w = Board.create(), WorkerHandle(1, None)
+    try:
+        end = w.lane.worker_side(board)
+        w.send([step_message(1, add, 1, 1), step_message(2, add, 1, 1), step_message(3, add, 1, 1)])
+        assert end.begin(1)
+        end.finish(1)
+        w.revoke()
+        assert not end.begin(2)
+        gone = w.bury(None, -9, 0, [])
+        assert (gone.done, gone.began) == ((1,), None)
+    finally:
+        w.close()
+        board.close()
 
 
 # -------------------------------------------------------------------------------------------------------------- deaths
