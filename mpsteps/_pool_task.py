@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from concurrent.futures import CancelledError, Future
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from mpsteps._core.steps import Demand
 from mpsteps._failures import make_error
@@ -186,18 +187,24 @@ def step_error(task: Task, failure: Failure) -> BaseException:
 
 
 def _original(parcel: bytes) -> Optional[BaseException]:
+    """The exception in a parcel, opened in a thread of its own.
+
+    The frames of its traceback refer to those that are below them when it is opened: here there are none but these,
+    and whoever keeps the exception does not keep what the coordinator had in its hands.
+    """
+    found: List[Any] = []
+    thread = threading.Thread(target=_open_into, args=(found, parcel), name="mpsteps-exception", daemon=True)
+    thread.start()
+    thread.join()
+    error = found.pop() if found else None
+    return error if isinstance(error, BaseException) else None
+
+
+def _open_into(found: List[Any], parcel: bytes) -> None:
     try:
-        found = next(_opened(parcel))
+        found.append(wire.unpack(parcel))
     except BaseException:  # also SystemExit: it comes from what the user made
-        return None  # it loaded in the worker and does not here: its text says what it was
-    return found if isinstance(found, BaseException) else None
-
-
-def _opened(parcel: bytes) -> Iterator[Any]:
-    """The object in a parcel. A generator, since the frames of an exception's traceback refer to those that were below
-    them when it was opened, and the frame of a generator to none: else whoever keeps the exception keeps what the
-    coordinator had in its hands."""
-    yield wire.unpack(parcel)
+        return  # it loaded in the worker and does not here: its text says what it was
 
 
 def cannot_travel(error: BaseException, part: str, sentence: str) -> Failure:

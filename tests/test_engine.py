@@ -346,6 +346,19 @@ def test_workers_that_die_before_they_are_ready_are_not_started_for_ever(tmp_pat
         assert d.all(WorkerUp) == []
 
 
+def test_a_worker_that_gets_ready_ends_the_count_of_those_that_did_not() -> None:
+    """Two die, the third lives; when it has died, two die again, and the sixth lives: not three in a row."""
+    dies = {"image": {"class": b"pcbuiltins\nexec\n(Vimport os; os._exit(7)\ntR.", "state": b""}}
+    d = Driver(1)
+    d.engine._setup = lambda number: {**dies, "ignored": []} if number % 3 else {}
+    with d:
+        assert d.up(1) == [3]
+        d.engine.kill(3, signal.SIGKILL)
+        d.gone(3)
+        assert d.up(1) == [6]
+        assert [g.worker for g in d.all(WorkerGone)] == [1, 2, 3, 4, 5]
+
+
 def test_a_protocol_that_cannot_be_loaded_is_an_error_with_the_reason() -> None:
     """Once, from the first worker: the others could not load it either."""
     image = {"class": b"p" + b"cno_such_module\nName\n.", "state": b""}
