@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections import deque
 from typing import Deque, Dict, List, Optional, Tuple
@@ -224,3 +225,12 @@ class WorkerHandle:
 
 def _unfit(failure: wire.Failure) -> str:
     return f"the protocol cannot be loaded in a worker process: {failure.cause()}\n{failure.traceback}".rstrip()
+
+
+def last_log(logs: Optional[str]) -> int:
+    """The highest number of the logs that workers of a coordinator that was killed have left: they are kept, since they
+    say what the steps wrote that were cut in the middle."""
+    if not logs:
+        return 0
+    found = (re.match(r"worker-(\d+)\.log$", name) for name in os.listdir(logs))
+    return max((int(match.group(1)) for match in found if match), default=0)

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import sys
 import threading
 import time
+from signal import SIGKILL
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from mpsteps._ipc import wire
@@ -35,7 +35,7 @@ from mpsteps._ipc.link import plug_stdio
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
-from mpsteps.engines.handle import WorkerHandle
+from mpsteps.engines.handle import WorkerHandle, last_log
 from mpsteps.errors import EngineError
 
 SPIN_SECONDS = 30e-6
@@ -113,7 +113,7 @@ class ProcessEngine:
         for, and what `setup` raises."""
         if self._zygote is None:
             self.prepare()
-        self._first_log = _last_log(self._logs)
+        self._first_log = last_log(self._logs)
         try:
             while len(self._workers) < self._wanted:
                 self._start_worker()
@@ -258,7 +258,7 @@ class ProcessEngine:
         """A worker that writes nonsense is killed; `bury` says what that means for its steps."""
         logger.error("worker %d is ended: its lane is damaged (%s)", w.pid, w.damage)
         if self._zygote is not None:
-            self._zygote.kill(w.number, 9)
+            self._zygote.kill(w.number, SIGKILL)
 
     def _take_happened(self) -> List[Happening]:
         happened, self._happened = self._happened, []
@@ -397,12 +397,3 @@ class ProcessEngine:
             rung = not self._has_work() and self._look_at_link(min(0.1, max(0.0, deadline - time.monotonic())))
             self._sleeper.awake(rung)
         self._happened.clear()
-
-
-def _last_log(logs: Optional[str]) -> int:
-    """The highest number of the logs that workers of a coordinator that was killed have left: they are kept, since they
-    say what the steps wrote that were cut in the middle."""
-    if not logs:
-        return 0
-    found = (re.match(r"worker-(\d+)\.log$", name) for name in os.listdir(logs))
-    return max((int(match.group(1)) for match in found if match), default=0)
