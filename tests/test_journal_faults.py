@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import os
 import resource
@@ -153,7 +154,15 @@ def interrupt():
     raise Interrupted
 
 
-def test_interrupted_at_every_bytecode_of_append_the_writer_still_works(path):
+@pytest.fixture
+def no_collection():
+    """Others' garbage-collector callbacks must not be what an interrupt strikes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_interrupted_at_every_bytecode_of_append_the_writer_still_works(path, no_collection):
     """A KeyboardInterrupt may come anywhere: the frame is there or not, and the next one follows it."""
     outcomes = set()
     for number in itertools.count(1):
