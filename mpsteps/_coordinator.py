@@ -58,6 +58,9 @@ class Work(typing.Protocol):
     def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Message | Failure:
         """The message that runs a step; a Failure if it cannot travel."""
 
+    def messages(self, worker: int, steps: Tuple[int, ...]) -> List[Message | Failure]:
+        """The same for several ordinary steps: this is their first attempt, and they hold no cards."""
+
     def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
         """These steps are about to be sent."""
 
@@ -69,6 +72,11 @@ class Work(typing.Protocol):
 
     def finished(self, worker: int, pid: int, step: int, seconds: float, cpu: float, extras: Any) -> Optional[Failure]:
         """A step ended well: take in value and changes. A Failure: they could not be taken in."""
+
+    def finished_all(
+        self, worker: int, pid: int, steps: Tuple[int, ...], seconds: List[float], cpu: List[float]
+    ) -> None:
+        """Steps ended well that left nothing to be taken in."""
 
     def failed(self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float, extras: Any, failure: Failure) -> None:  # noqa: E501
         """An attempt failed; `closed` or `retry` follows."""
@@ -244,20 +252,23 @@ class Coordinator:
     ) -> Tuple[int, List[Message]]:
         """The messages for steps that travel; the others fail here and now."""
         work, scheduler = self.work, self.scheduler
-        messages: List[Message] = []
-        sent: List[int] = []
         attempt = 1
-        for i, step in enumerate(steps):
-            attempt = scheduler.attempt(step)
-            message = work.message(worker, step, attempt, scheduler.slots.gpus_of(step))
-            if type(message) is Failure:
-                self._attempt_failed(worker, step, 0.0, 0.0, None, message, final=True)
-            else:
-                messages.append((*message[:5], {**(message[5] or {}), "ahead": ahead[i]}) if ahead else message)
-                sent.append(step)
+        if len(steps) > 1 or ahead:
+            made = work.messages(worker, steps)
+        else:
+            attempt = scheduler.attempt(steps[0])
+            made = [work.message(worker, steps[0], attempt, scheduler.slots.gpus_of(steps[0]))]
+        if ahead:
+            made = [m if type(m) is Failure else _sent_ahead(m, before) for m, before in zip(made, ahead)]
+        sent = steps
+        if any(type(m) is Failure for m in made):
+            sent = tuple(step for step, m in zip(steps, made) if type(m) is not Failure)
+            for step, m in zip(steps, made):
+                if isinstance(m, Failure):
+                    self._attempt_failed(worker, step, 0.0, 0.0, None, m, final=True)
         if sent:
-            work.dispatching(self.engine.pid(worker), attempt, tuple(sent))
-        return worker, work.take_orders() + messages
+            work.dispatching(self.engine.pid(worker), attempt, sent)
+        return worker, work.take_orders() + [m for m in made if type(m) is not Failure]
 
     # ---------------------------------------------------------------------- happenings
 
@@ -284,7 +295,10 @@ class Coordinator:
             failure: Optional[Failure] = None
             if step < 0:
                 self._flush(worker, steps, seconds)
-                self._control(worker, m)
+                if step == -wire.FINISHED:
+                    self._finished_all(worker, pid, tuple(m[1]), m[2], m[3])
+                else:
+                    self._control(worker, m)
                 continue
             extras = m[3] if len(m) > 3 else None
             if len(m) == 5:
@@ -302,8 +316,18 @@ class Coordinator:
                 steps.append(step)
                 seconds.append(m[1])
         self._flush(worker, steps, seconds)
-        if self._condemned and not self.killed and worker in self._condemned and any(m[0] > 0 for m in messages):
+        if self._condemned and not self.killed and worker in self._condemned and any(_ends_a_step(m) for m in messages):
             self._retire(worker)
+
+    def _finished_all(
+        self, worker: int, pid: int, steps: Tuple[int, ...], seconds: List[float], cpu: List[float]
+    ) -> None:
+        if len(steps) == 1 and self.work.is_interactive(steps[0]):  # such a step is alone in its lane
+            self.work.finished(worker, pid, steps[0], seconds[0], cpu[0], None)
+            self.handle(StepInteractive(worker, steps[0]))
+            return
+        self.work.finished_all(worker, pid, steps, seconds, cpu)
+        self.handle(StepsFinished(worker, steps, tuple(seconds)))
 
     def _flush(self, worker: int, steps: List[int], seconds: List[float]) -> None:
         if steps:
@@ -375,6 +399,15 @@ class Coordinator:
         self.engine.kill(worker, number)
         if number != signal.SIGKILL:
             heapq.heappush(self._deadlines, (when + TERM_SECONDS, run, worker, step, signal.SIGKILL))
+
+
+def _sent_ahead(message: Message, before: Tuple[int, ...]) -> Message:
+    """The message of a step that is sent before its prerequisites `before` have finished."""
+    return (*message[:5], {**(message[5] or {}), "ahead": before})
+
+
+def _ends_a_step(message: Message) -> bool:
+    return bool(message[0] > 0 or message[0] == -wire.FINISHED)
 
 
 def _how_lost(gone: WorkerGone) -> str:

@@ -40,11 +40,16 @@ class Demands:
         options = getattr(function, "__mpsteps__", NO_OPTIONS)
         return options if isinstance(options, StepOptions) else NO_OPTIONS
 
+    def is_plain(self, step: Step) -> bool:
+        """Whether it is a method's step that asks for nothing but a turn."""
+        func = step._func
+        return type(func) is str and self.of(step) is PLAIN
+
     def of(self, step: Step) -> Demand:
         """Its demand; the very object PLAIN when it asks for nothing but a turn."""
         uses_card = step._needsGPU and self._cards > 0
-        key = (step._func, uses_card)
-        found = self._known.get(key) if isinstance(step._func, str) else None
+        key = (step._func, uses_card) if uses_card else step._func
+        found = self._known.get(key) if type(step._func) is str else None
         if found is None:
             options = self.options(step)
             found = Demand(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import marshal
 import os
 import types
 from typing import Any, Callable, Iterable, Union
@@ -30,10 +31,17 @@ def step_digest(
     canonical = _Canonical(anchor, digest_of)
     name = function if isinstance(function, str) else canonical.function(function)
     h = _begun(name).copy()
-    h.update(repr(args).encode("utf-8", "surrogatepass") if wire.is_plain(args) else canonical.bytes_of(args))
+    h.update(_plain_bytes(args) if wire.is_plain(args) else canonical.bytes_of(args))
     for p in prerequisites:
         h.update(digest_of(p).encode())
     return str(h.hexdigest())
+
+
+def _plain_bytes(value: Any) -> bytes:
+    try:
+        return repr(value).encode("utf-8", "surrogatepass")
+    except ValueError:  # an integer of more than 4300 digits
+        return marshal.dumps(value, 2)  # later versions depend on reference counts
 
 
 @functools.lru_cache(maxsize=1024)
@@ -87,7 +95,7 @@ class _Canonical:
         if kind in (tuple, list, dict, set, frozenset):
             return self._write_container(kind, value)
         if wire.is_plain(value):
-            return repr(value).encode("utf-8", "surrogatepass")
+            return _plain_bytes(value)
         if isinstance(value, os.PathLike):
             return os.fsencode(value)
         if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:

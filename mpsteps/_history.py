@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from typing import Any, Callable, Iterable, Mapping, Optional
 
+from mpsteps._digest import step_digest
 from mpsteps._records import Record, unpack_bytes
 from mpsteps.errors import JournalError
 
@@ -144,10 +145,12 @@ class _Fold:
         self.finish_count = 0
         self.handlers: dict[str, Callable[..., None]] = {
             "protocol": self.protocol,
+            "steps": self.inserted_all,
             "inserted": self.inserted,
             "kept": self.kept,
             "started": self.started,
             "finished": self.finished,
+            "done": self.done,
             "result": self.result,
             "changed": self.changed,
             "failed": self.failed,
@@ -196,6 +199,17 @@ class _Fold:
                 if same_form or digest in inserted or not self.any_started:
                     into.setdefault(digest, []).append(step)
 
+    def inserted_all(self, first: int, func: str, args: list[list[Any]], prerequisites: list[list[int]]) -> None:
+        if len(args) != len(prerequisites):
+            raise ValueError(f"{len(args)} steps with the prerequisites of {len(prerequisites)}")
+        for step_id, (own, needs) in enumerate(zip(args, prerequisites), first):
+            digest = step_digest(str(func), tuple(own), needs, None, self._digest_of)
+            self.inserted(step_id, func, own, digest, needs, {})
+
+    def _digest_of(self, step_id: int) -> str:
+        step = self.history.steps.get(step_id)
+        return step.digest if step else f"#{step_id}"
+
     def inserted(
         self, step_id: int, func: str, args: Any, digest: str, prerequisites: list[int], options: dict[str, Any]
     ) -> None:
@@ -237,6 +251,13 @@ class _Fold:
             step.status, step.worker, step.error, step.order = "finished", worker, None, self.finish_count
             step.seconds, step.cpu_seconds = _number(seconds), _number(cpu_seconds)
             step.peak_kib = peak_kib if isinstance(peak_kib, int) else None
+
+    def done(
+        self, worker: Optional[int], time: float, ids: list[int], seconds: list[int], cpu_seconds: list[int]
+    ) -> None:
+        if not len(ids) == len(seconds) == len(cpu_seconds):
+            raise ValueError(f"{len(ids)} steps took {len(seconds)} and {len(cpu_seconds)} times")
+        self.finished(worker, time, [[i, s / 1e6, c / 1e6, None] for i, s, c in zip(ids, seconds, cpu_seconds)])
 
     def result(self, step_id: int, result: dict[str, Any]) -> None:
         self.history.steps[step_id].result = dict(result)

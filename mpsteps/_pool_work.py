@@ -242,6 +242,10 @@ class PoolWork:
             extras["results"] = {used: self._parcels.get(used) for used in task.uses}
         return (step, attempt, fn, args, None, extras or None)
 
+    def messages(self, worker: int, steps: Tuple[int, ...]) -> List[Message | Failure]:
+        """Those of several ordinary steps."""
+        return [self.message(worker, step, 1, ()) for step in steps]
+
     def take_orders(self) -> List[Message]:
         """Orders that must reach the worker before the messages just made."""
         return self._functions.take_orders()
@@ -264,6 +268,13 @@ class PoolWork:
         self._leave(task)
         _guard(task.future.set_result, value)
         return None
+
+    def finished_all(
+        self, worker: int, pid: int, steps: Tuple[int, ...], seconds: List[float], cpu: List[float]
+    ) -> None:
+        """Steps that returned None."""
+        for step in steps:
+            self.finished(worker, pid, step, 0.0, 0.0, None)
 
     def _leave(self, task: Task) -> None:
         """The step has ended: forget it, and results that nobody needs any more."""

@@ -13,7 +13,7 @@ import traceback
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.events import StepAdded, StepRestored
+from mpsteps._core.events import StepAdded, StepRestored, StepsAdded
 from mpsteps._core.graph import find_cycle, in_order
 from mpsteps._core.scheduler import cycle_message
 from mpsteps._core.steps import LOCAL, Status
@@ -131,19 +131,47 @@ class ProtocolRun:
         protocol._sink = self.sink
         protocol._numberOfSteps.set(len(self.steps))
         self._recorder.inserted(self.steps)
-        handle = self.coordinator.handle
-        for step in self.in_order():
-            step._sink = self.sink
-            added = self._added(step)
-            if step._id in restored:
-                handle(added._replace(held=True))  # so that nobody hands it out before the next line
-                handle(StepRestored(step._id))
-                self._restore(step, restored[step._id])
-            else:
-                handle(added)
+        self._tell_all(restored)
         protocol._stepsDone.set(self.done)
         for listener in self._listeners:
             listener.run_started(self, self.kept)
+
+    def _tell_all(self, restored: Dict[int, Any]) -> None:
+        """The scheduler hears of all steps: of runs of ordinary ones together."""
+        order, demands = self.in_order(), self._demands
+        together = order is self.steps  # else some prerequisites point forward
+        first, function = 0, ""
+        needs: List[Tuple[int, ...]] = []
+        for step in order:
+            number = step._id
+            if (
+                together and step._status == STATUS_NEW and not step._interactive and number not in restored
+                and demands.is_plain(step)
+            ):  # fmt: skip
+                if step._funcName != function:
+                    self._tell_run(first, needs, function)
+                    first, function, needs = number, step._funcName, []
+                elif not needs:
+                    first = number
+                needs.append(step._prerequisites)
+            else:
+                self._tell_run(first, needs, function)
+                needs = []
+                self._tell_one(step, restored.get(number))
+        self._tell_run(first, needs, function)
+
+    def _tell_run(self, first: int, needs: List[Tuple[int, ...]], function: str) -> None:
+        if needs:
+            self.coordinator.handle(StepsAdded(first, needs, function))
+
+    def _tell_one(self, step: Step, record: Any) -> None:
+        handle, added = self.coordinator.handle, self._added(step)
+        if record is None:
+            handle(added)
+        else:
+            handle(added._replace(held=True))  # so that nobody hands it out before the next line
+            handle(StepRestored(step._id))
+            self._restore(step, record)
 
     def _added(self, step: Step) -> StepAdded:
         options = self._demands.options(step) if not isinstance(step._func, str) else None
@@ -187,8 +215,6 @@ class ProtocolRun:
     def end(self) -> None:
         """The loop is over: steps cannot be inserted any more."""
         self.protocol._sink = None
-        for step in self.steps:
-            step._sink = None
 
     # -------------------------------------------------------------- the coordinator's Work
 
@@ -216,6 +242,26 @@ class ProtocolRun:
             extras = self._values.add_used(s, extras)
         assert self._state is not None
         return (step, attempt, fn, args, self._state.news(worker, (step,)), extras)
+
+    def messages(self, worker: int, steps: Tuple[int, ...]) -> List[Any]:
+        """Those of several ordinary steps. The first that travels tells the worker what it has to hear of."""
+        if not self._by_value:
+            return [self.message(worker, step, 1, ()) for step in steps]
+        made: List[Any] = []
+        all_steps, is_plain = self.steps, wire.is_plain
+        news_due = True
+        for step in steps:
+            s = all_steps[step - 1]
+            func, args = s._func, s._args
+            if news_due or type(func) is not str or not is_plain(args):
+                message = self.message(worker, step, 1, ())
+                news_due = news_due and type(message) is Failure
+                made.append(message)
+            else:
+                made.append((step, 1, func, args, None, None))
+        assert self._state is not None
+        self._state.sent(worker, steps)
+        return made
 
     def take_in(self, item: Any) -> None:
         """Nothing of this kind is posted here."""
@@ -271,6 +317,25 @@ class ProtocolRun:
         self.cpu_seconds += cpu
         self._recorder.finished(pid, step, seconds, cpu)
         return None
+
+    def finished_all(
+        self, worker: int, pid: int, steps: Tuple[int, ...], seconds: List[float], cpu: List[float]
+    ) -> None:
+        """Steps that left nothing but the time they took."""
+        changed_graph = self.sink.changed_graph
+        if changed_graph and not changed_graph.isdisjoint(steps):
+            for step, took, used in zip(steps, seconds, cpu):
+                self.finished(worker, pid, step, took, used, None)
+            return
+        if self._state is not None:
+            self._state.settle_all(steps)
+        all_steps, now = self.steps, time.time()
+        for step, took in zip(steps, seconds):
+            s = all_steps[step - 1]
+            s._ended = now
+            s._started = now - took
+        self.cpu_seconds += sum(cpu)
+        self._recorder.finished_all(pid, steps, seconds, cpu)
 
     def _merge(self, worker: int, step: int, extras: Dict[str, Any]) -> Optional[bytes]:
         changes = extras.get("changes")
@@ -437,6 +502,10 @@ class ProtocolRun:
             "must release them with setStatus(STATUS_NEW), in _stepsCheck or in another step"
         )
         return True
+
+    def keep_digest(self, step: int) -> None:
+        """A step is to wait for more than it was inserted with; by that it is recognised."""
+        self._recorder.digest(self.steps[step - 1])
 
     def take_inserted(self, step: Step) -> None:
         """A step that was inserted while the run goes on is there for the scheduler, the journal, the listeners."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -17,6 +18,16 @@ _TEXT_LIMIT = 200
 CHANGED_GRAPH = "graph"
 """The key in a step's recorded result which says that it inserted, released or connected other steps."""
 _JSON_ATOMS = frozenset({type(None), bool, int, float})
+_LARGE = 2**63  # larger integers are for people only: not every reader of JSON takes them
+
+
+class _Run:
+    """Ordinary steps with consecutive ids and one function, to be told in one record."""
+
+    def __init__(self, step: Step) -> None:
+        self.function = step._func
+        self.first = self.end = step._id
+        self.record: Record = ["steps", step._id, step._func, [], []]
 
 
 class Recorder:
@@ -41,27 +52,51 @@ class Recorder:
         self._records.append(["protocol", info])
 
     def inserted(self, steps: Iterable[Step]) -> None:
-        """Steps are there; their digests are worked out if `digest` has not done so."""
+        """Steps are there. Ordinary ones are told together, and without their digests: the reader works them out."""
+        run: Optional[_Run] = None
         for step in steps:
-            options: Dict[str, Any] = {}
-            if step._status == STATUS_WAITING:
-                options["wait"] = True
-            if step._interactive:
-                options["interactive"] = True
-            if not step._needsGPU:
-                options["needsGPU"] = False
-            digest = self.digests.get(step._id) or self.digest(step)
-            self._records.append(
-                ["inserted", step._id, step._funcName, _readable(step._args), digest, step._prerequisites, options]
-            )
+            func, number = step._func, step._id
+            if (
+                type(func) is not str or step._status == STATUS_WAITING or step._interactive or not step._needsGPU
+                or func != step._funcName or not _is_plain(step._args)
+                or (step._prerequisites and max(step._prerequisites) > number)
+            ):  # fmt: skip
+                run = None
+                self._inserted_one(step)
+                continue
+            if run is None or run.function != func or run.end != number:
+                run = _Run(step)
+                self._records.append(run.record)
+            run.record[3].append(step._args)
+            run.record[4].append(step._prerequisites)
+            run.end = number + 1
+
+    def _inserted_one(self, step: Step) -> None:
+        options: Dict[str, Any] = {}
+        if step._status == STATUS_WAITING:
+            options["wait"] = True
+        if step._interactive:
+            options["interactive"] = True
+        if not step._needsGPU:
+            options["needsGPU"] = False
+        self._records.append(
+            ["inserted", step._id, step._funcName, _readable(step._args), self.digest(step), step._prerequisites,
+             options]
+        )  # fmt: skip
 
     def digest(self, step: Step) -> str:
-        """The digest of a step, to be asked after those of its prerequisites."""
-        found = self.digests.get(step._id)
-        if found is None:
-            found = step_digest(step._func, step._args, step._prerequisites, self._protocol, self._digest_of)
-            self.digests[step._id] = found
-        return found
+        """The digest of a step. What it waits for must not change between its insertion and the first call."""
+        digests, steps = self.digests, self._protocol._steps
+        todo = [] if step._id in digests else [step]
+        while todo:
+            s = todo[-1]
+            lacking = [steps[p - 1] for p in s._prerequisites if p not in digests]
+            if lacking:
+                todo.extend(lacking)
+            else:
+                todo.pop()
+                digests[s._id] = step_digest(s._func, s._args, s._prerequisites, self._protocol, self._digest_of)
+        return digests[step._id]
 
     def _digest_of(self, step: int) -> str:
         return self.digests.get(step) or f"#{step}"
@@ -79,7 +114,7 @@ class Recorder:
 
     def started(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
         """They are about to be sent."""
-        self._records.append(["started", pid, attempt, round(time.time(), 6), list(steps)])
+        self._records.append(["started", pid, attempt, round(time.time(), 6), steps])
 
     def returned(self, steps: Tuple[int, ...]) -> None:
         """They were recorded as started and never began: they may be sent, and recorded, again."""
@@ -91,6 +126,12 @@ class Recorder:
             self._close_finished()
             self._finished_pid = pid
         self._finished.append([step, round(seconds, 6), round(cpu, 6), None])
+
+    def finished_all(self, pid: int, steps: Tuple[int, ...], seconds: Sequence[float], cpu: Sequence[float]) -> None:
+        """Steps of one worker finished that returned and changed nothing."""
+        self._close_finished()
+        times = [int(s * 1e6) for s in seconds], [int(c * 1e6) for c in cpu]
+        self._records.append(["done", pid, round(time.time(), 6), steps, *times])
 
     def outcome(
         self, step: int, parcel: Optional[bytes], files: Optional[List[str]], changes: Optional[bytes],
@@ -153,10 +194,26 @@ class Recorder:
             self._finished = []
 
 
-def _readable(args: Tuple[Any, ...]) -> Any:
-    """Arguments for people: as they are if they are plain and short, else shortened text."""
+def _is_plain(args: Tuple[Any, ...]) -> bool:
+    """Whether JSON brings arguments back as they are: a short list of atoms."""
     for a in args:
         kind = type(a)
-        if not (kind in _JSON_ATOMS or (kind is str and len(a) <= _TEXT_LIMIT)):
-            return [a if type(a) in _JSON_ATOMS else shorten(a, _TEXT_LIMIT) for a in args]
-    return args
+        if kind is int:
+            if not -_LARGE < a < _LARGE:
+                return False
+        elif kind is str:
+            if len(a) > _TEXT_LIMIT:
+                return False
+        elif kind is float:
+            if not math.isfinite(a):
+                return False
+        elif a is not None and kind is not bool:
+            return False
+    return True
+
+
+def _readable(args: Tuple[Any, ...]) -> Any:
+    """Arguments for people: as they are if they are plain and short, else shortened text."""
+    if _is_plain(args):
+        return args
+    return [a if type(a) in _JSON_ATOMS and _is_plain((a,)) else shorten(a, _TEXT_LIMIT) for a in args]

@@ -7,11 +7,16 @@ in a million records are most of a file. Times are seconds since the epoch, dura
 kind         fields                                            written when
 ============ ================================================= ======================================================
 protocol     {name, class, params, python, host, pid, started} a session (first run or resume) begins; ids restart at 1
-inserted     id, func, args, digest, prerequisites, options    a step is inserted, or its prerequisites change; args
-                                                               are JSON or a digest, options has wait, local, ...
+steps        id, func, [args, ...], [prerequisites, ...]       ordinary steps of one method are inserted, with this id
+                                                               and those that follow; args are lists of atoms, from
+                                                               which the reader works out the digests
+inserted     id, func, args, digest, prerequisites, options    any other step is inserted; args are text where they are
+                                                               no atoms, options has wait, interactive, needsGPU
 kept         id, digest                                        a step that finished in an earlier session is taken over
 started      worker, attempt, time, [id, ...]                  steps are about to be sent to the worker with that pid
 finished     worker, time, [[id, seconds, cpu, peak KiB], ...] steps have finished
+done         worker, time, [id, ...], [wall, ...], [cpu, ...]  steps have finished that returned and changed nothing;
+                                                               times are microseconds, integers
 result       id, {"files": [...]} or {"value": base64}         a step returned something
 changed      id, base64                                        all that an attempt of a step changed in self, pickled
 failed       id, worker, attempt, time, error                  an attempt failed; error is {type, message, traceback,

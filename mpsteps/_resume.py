@@ -87,6 +87,8 @@ class Earlier:
 
     def was_cut_short(self, step: Step) -> bool:
         """Whether a step that is about to run was in flight when an earlier session broke off; tells of each once."""
+        if not self._doubtful:
+            return False
         digest = self._digest(step)
         count = self._doubtful.get(digest, 0)
         if count:

@@ -32,6 +32,9 @@ class Run(typing.Protocol):
     def take_inserted(self, step: Step) -> None:
         """A new step is in `steps`; called in the loop's thread."""
 
+    def keep_digest(self, step: int) -> None:
+        """A step is to wait for more than it was inserted with; by that it is recognised."""
+
 
 class RunSink:
     """The `StepSink` of a protocol that runs. Made in the loop's thread.
@@ -53,7 +56,6 @@ class RunSink:
             step._id = len(run.steps) + 1
             check_prerequisites(step, len(run.steps))
             run.steps.append(step)
-        step._sink = self
         run.protocol._numberOfSteps.set(len(run.steps))
         run.coordinator.post(lambda: run.take_inserted(step))
         return step._id
@@ -61,7 +63,12 @@ class RunSink:
     def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
         """A step that has not started waits for more steps."""
         self._note_change()
-        self._in_loop(lambda: self._tell(step_id, PrerequisitesAdded(step_id, prerequisites)))
+        self._in_loop(lambda: self._add_prerequisites(step_id, prerequisites))
+
+    def _add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
+        if 0 < step_id <= len(self._run.steps):
+            self._run.keep_digest(step_id)
+        self._tell(step_id, PrerequisitesAdded(step_id, prerequisites))
 
     def set_status(self, step_id: int, status: str) -> None:
         """Release or hold a step."""
@@ -118,7 +125,8 @@ class RunSink:
         self, func: Any, name: str, args: Tuple[Any, ...], prerequisites: Tuple[int, ...], wait: bool,
         interactive: bool, needs_gpu: bool,
     ) -> int:  # fmt: skip
-        return self.insert(Step(func, name, args, prerequisites, wait, interactive, needs_gpu))
+        owner = self._run.protocol._owner
+        return self.insert(Step(func, name, args, prerequisites, wait, interactive, needs_gpu, owner))
 
     def _answer_add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
         self.add_prerequisites(step_id, prerequisites)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,7 +28,9 @@ START_SECONDS = 120.0
 END_SECONDS = 12.0
 """How long it may take to end: it gives what hangs in the kernel 10 s to die."""
 FORKS_AHEAD = 16
-"""So many workers are asked for before the first of them is there: their descriptors in flight are limited."""
+"""So many workers are asked for before the first of them is there: their descriptors in flight are limited.
+
+They are asked for before the zygote is up, and are there as soon as it is."""
 
 _alive: weakref.WeakSet[Spawner] = weakref.WeakSet()
 
@@ -35,11 +38,14 @@ _alive: weakref.WeakSet[Spawner] = weakref.WeakSet()
 class Spawner:
     """A zygote. `up`: it has come up; `guards`: it is the subreaper of what workers start (None: not known yet).
 
-    `environment` is added to this process's; `keep_open`: descriptors that every worker holds as long as it lives.
+    `environment` is added to this process's; `keep_open`: descriptors that every worker holds as long as it lives;
+    `preload`: names of modules of ours that it imports for all workers.
     Raises EngineError, with nothing left behind, if no process can be started.
     """
 
-    def __init__(self, environment: Mapping[str, str], keep_open: Sequence[int] = ()) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], keep_open: Sequence[int] = (), preload: Sequence[str] = ()
+    ) -> None:
         self.up = False
         self.guards: Optional[bool] = None
         self._to_fork: Deque[Tuple[int, Tuple[int, ...], Tuple[int, ...]]] = deque()
@@ -53,7 +59,9 @@ class Spawner:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                 undo.callback(ours.close)
                 with theirs:
-                    self._process = _start(theirs.fileno(), self._errors, tuple(keep_open), environment)
+                    self._process = _start(
+                        theirs.fileno(), self._errors, tuple(keep_open), tuple(preload), environment
+                    )
                 undo.pop_all()
         except (OSError, ValueError) as error:
             raise EngineError(f"the process that starts workers cannot be started: {error}") from error
@@ -100,7 +108,7 @@ class Spawner:
         return messages
 
     def _ask(self) -> None:
-        while self.up and self._to_fork and self._asked < FORKS_AHEAD:
+        while self._to_fork and self._asked < FORKS_AHEAD:
             worker, lane_fds, board_fds = self._to_fork.popleft()
             fds = lane_fds + board_fds
             try:
@@ -132,14 +140,26 @@ class Spawner:
         return self._process.wait()
 
     def _wait_until_dead(self, seconds: float) -> bool:
+        """Without reaping it: until then its pid is nobody else's."""
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # an old kernel, no descriptor left, or it is gone: the long way round
+                return self._poll_until_dead(os.pidfd_open(self._process.pid), seconds)
         deadline = time.monotonic() + seconds
         pause = 0.0005
         while not has_ended(self._process.pid):
             if time.monotonic() > deadline:
                 return False
-            time.sleep(pause)  # as Popen.wait does it; but that would reap it
+            time.sleep(pause)  # as Popen.wait does it
             pause = min(2 * pause, 0.02)
         return True
+
+    def _poll_until_dead(self, pidfd: int, seconds: float) -> bool:
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(pidfd)
 
     def _ended_by_itself(self) -> bool:
         """Whether the dead zygote has had the time to kill what was below it."""
@@ -161,13 +181,13 @@ class Spawner:
 
 
 def _start(
-    link: int, errors: int, keep_open: Tuple[int, ...], environment: Mapping[str, str]
+    link: int, errors: int, keep_open: Tuple[int, ...], preload: Tuple[str, ...], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:  # fmt: skip
     stderr = os.dup(2)
     try:
         code = (
             f"import sys; sys.path[:] = {_import_path()}; from mpsteps._zygote import main; "
-            f"main({link}, {stderr}, {keep_open})"
+            f"main({link}, {stderr}, {keep_open}, {preload})"
         )
         return subprocess.Popen(
             [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code],  # type: ignore[attr-defined]

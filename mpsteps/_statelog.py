@@ -17,7 +17,7 @@ replies have been taken in; what it changed in later ones comes after the news i
 
 from __future__ import annotations
 
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mpsteps._ipc import state, wire
 
@@ -82,13 +82,16 @@ class StateLog:
             found = [e.parcel for e in fresh if e.worker != worker or e.echo] or None
             self._heard[worker] = version
             self._forget()
-        for step in steps:
-            self._base[step] = (worker, version)
+        self.sent(worker, steps)
         merged = self._merged[worker]
         if found is None and merged == self._confirmed[worker]:
             return None
         self._confirmed[worker] = merged
         return merged if found is None else (merged, found)
+
+    def sent(self, worker: int, steps: Tuple[int, ...]) -> None:
+        """These steps go to `worker` behind one that brings it all news."""
+        self._base.update(dict.fromkeys(steps, (worker, self.version)))
 
     def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
         """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
@@ -119,6 +122,12 @@ class StateLog:
     def settle(self, step: int) -> None:
         """A step ended without changes of self."""
         self._base.pop(step, None)
+
+    def settle_all(self, steps: Sequence[int]) -> None:
+        """The same for several."""
+        base = self._base
+        for step in steps:
+            base.pop(step, None)
 
     def _place(self, change: state.Change) -> state.Change:
         """Say where in the true list an appended piece goes."""

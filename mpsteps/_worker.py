@@ -10,6 +10,7 @@ What a worker imports decides how fast it starts: nothing of the protocol, form 
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
@@ -35,8 +36,10 @@ RECENT_STEPS = 1024
 RECENT_BYTES = 65_536
 """... with what they returned, up to this size."""
 _TOO_LARGE = b""
-WAITED_SECONDS = 0.001
-"""A step that took so much longer than its own CPU time may have waited for a program."""
+SHORT_SECONDS = 200e-6
+"""The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
+PROGRAM_SECONDS = 0.001
+"""A step that took less, or not so much longer than its own CPU time, has not run a program."""
 
 EXIT_LANE_BROKEN = 70  # as EX_SOFTWARE: what came out of the ring was not what the coordinator put in
 
@@ -48,6 +51,7 @@ class Worker:
         self._end = end
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
+        self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
         self._answers: Deque[bytes] = deque()
         self._number = 0  # of the last step message taken from the lane, from 1
@@ -63,6 +67,7 @@ class Worker:
         self._pending: Deque[Tuple[int, List[state.Change]]] = deque()  # those that may not have been taken in yet
         self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
         self._log_folder = ""
+        self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
         self._home = _current_folder()
@@ -90,6 +95,7 @@ class Worker:
             started = time.perf_counter()
             end.sleeper.wait(end.receive.pending, None, self._spin)
             self._spin = next_spin(time.perf_counter() - started)
+            self._cpu = time.process_time()
         for frame in end.receive.drain():
             for message in wire.decode(frame):
                 if message[0] > 0:
@@ -112,12 +118,17 @@ class Worker:
         replies = self._replies
         if replies:
             self._replies = []
+            self._finished = None
             self._end.send_all(wire.encode(replies))
         self._flushed = time.perf_counter()
 
+    def _reply(self, message: Tuple[Any, ...]) -> None:
+        self._replies.append(message)
+        self._finished = None  # a plain reply after this one begins a new list, so that all are told in their order
+
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
-        self._replies.append((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
+        self._reply((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
         self._flush()
         while not self._answers:
             self._receive(block=True)
@@ -139,9 +150,9 @@ class Worker:
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
-            self._replies.append((-wire.READY, os.getpid()))
+            self._reply((-wire.READY, os.getpid()))
         except BaseException as error:
-            self._replies.append((-wire.UNFIT, tuple(wire.describe(error))))
+            self._reply((-wire.UNFIT, tuple(wire.describe(error))))
         self._flush()
 
     def _capture(self, path: str, folder: str) -> None:
@@ -158,12 +169,15 @@ class Worker:
         self._log, self._log_folder = path, folder
         logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s: %(message)s")
 
-    def _keep_log(self, step: int) -> bool:
-        """Move what the step wrote to its own log; whether it wrote anything."""
+    def _has_written(self, seconds: float) -> bool:
+        """Whether the step, which took `seconds`, left output. All that write to the descriptor share its position;
+        only a program could have opened the file anew."""
         sys.stdout.flush()
         sys.stderr.flush()
-        if os.lseek(1, 0, os.SEEK_CUR) == 0 and os.fstat(1).st_size == 0:
-            return False
+        return os.lseek(1, 0, os.SEEK_CUR) != 0 or (seconds > PROGRAM_SECONDS and os.fstat(1).st_size != 0)
+
+    def _keep_log(self, step: int) -> bool:
+        """Move what the step wrote to its own log; whether that could be done."""
         try:
             fd = os.open(step_log(self._log_folder, step), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with open(self._log or "", "rb") as source, open(fd, "ab") as target:
@@ -179,42 +193,60 @@ class Worker:
 
     def _next(self, message: Tuple[Any, ...]) -> None:
         self._number += 1
-        step = message[0]
+        step, extras = message[0], message[5]
         self._recent.pop(step, None)  # an earlier step of a pool may have had this number
-        extras = message[5]
         if not self._end.begin(self._number) or (extras and "ahead" in extras and not self._may_follow(extras)):
-            self._replies.append((-wire.RETURNED, step))
+            self._reply((-wire.RETURNED, step))
             self._flush()  # before a later `finish` counts this message among those that were run
             return
         self._running = step
         started = time.perf_counter()
-        reply = self._run_step(message)
+        extras, failure = self._run_step(message)
         ended = time.perf_counter()
-        cpu = time.process_time()
-        extras, failure = reply
-        seconds, used, self._cpu = ended - started, cpu - self._cpu, cpu
-        if seconds > used + WAITED_SECONDS:
-            used += self._new_cpu_of_programs()
+        seconds = ended - started
+        used = self._cpu_used(seconds)
         if failure is not None or (self._protocol is not None and self._protocol._currentDir is not None):
             self._go_home()
-        if self._log and self._keep_log(step):
+        if self._log and self._has_written(seconds) and self._keep_log(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
-            self._replies.append((step, seconds, used, extras, tuple(failure)))
+            self._reply((step, seconds, used, extras, tuple(failure)))
             self._flush()
             self._after_failure()
         elif extras:
             self._remember(step, extras.get("value"))
-            self._replies.append((step, seconds, used, extras))
+            self._reply((step, seconds, used, extras))
             self._flush()
         else:
             self._remember(step, None)
             # This one may be kept back for a while: the word alone says that the step has finished, should this
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
-            self._replies.append((step, seconds, used))
+            kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
-            if ended - self._flushed > FLUSH_SECONDS or len(self._replies) >= FLUSH_COUNT:
+            if ended - self._flushed > FLUSH_SECONDS or kept >= FLUSH_COUNT:
                 self._flush()
+
+    def _keep_reply(self, step: int, seconds: float, used: float) -> int:
+        """Add a step that left nothing to those that are told in one message; how many they are."""
+        finished = self._finished
+        if finished is None:
+            finished = self._finished = ([], [], [])
+            self._replies.append((-wire.FINISHED, *finished))
+        finished[0].append(step)
+        finished[1].append(seconds)
+        finished[2].append(used)
+        return len(finished[0])
+
+    def _cpu_used(self, seconds: float) -> float:
+        """CPU seconds of the step that has just ended after `seconds`."""
+        if seconds < SHORT_SECONDS:
+            self._cpu += seconds
+            return seconds
+        cpu = time.process_time()
+        used, self._cpu = cpu - self._cpu, cpu
+        if seconds > used + PROGRAM_SECONDS:
+            used += self._new_cpu_of_programs()
+        return used
 
     def _go_home(self) -> None:
         """A step that entered a directory and did not leave it must not take the next one there."""
@@ -238,7 +270,8 @@ class Worker:
         """Where a failure ends the run, or this worker, nothing that is behind it in the lane starts any more."""
         if self._halt or self._leaving:
             self._receive(block=False)
-            self._replies.extend((-wire.RETURNED, m[0]) for m in self._queue)
+            for m in self._queue:
+                self._reply((-wire.RETURNED, m[0]))
             self._flush()
             self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
             self._end.begin(self._number)
@@ -247,7 +280,7 @@ class Worker:
     def _run_step(self, message: Tuple[Any, ...]) -> Tuple[Optional[Dict[str, Any]], Optional[wire.Failure]]:
         """Run one step; everything that can raise because of what a user made is inside the try blocks."""
         step, attempt, fn, args, changes, extras = message
-        gpus = tuple(extras["gpus"]) if extras and "gpus" in extras else ()
+        gpus: Tuple[int, ...] = ()
         found: Dict[str, Any] = {}
         failure: Optional[wire.Failure] = None
         part = "function"
@@ -256,23 +289,21 @@ class Worker:
                 part = "a change of self by an earlier step"
                 self._hear(changes)
                 part = "function"
-            function = self._function(fn)
+            function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
             part = "arguments"
             kwargs: Dict[str, Any] = {}
             if type(args) is bytes:
                 args, kwargs = wire.unpack(args, self._protocol)
-                if extras and "results" in extras:
+            if extras:
+                gpus = tuple(extras.get("gpus", ()))
+                if "results" in extras:
                     args = self._put_results(args, extras["results"])
         except BaseException as error:
             return None, _cannot_open(error, part)
-        if self._protocol is not None or gpus:
-            context = _context.StepContext(step, attempt, gpus, self._log)
-            _context.enter_process(context)
-            if self._protocol is not None:
-                self._protocol._stepsExecutor = context
+        self._enter(step, attempt, gpus)
         try:
             value = function(*args, **kwargs)
-            if self._protocol is not None:
+            if value is not None and self._protocol is not None:
                 files = check_result_files(value)
                 if files:
                     found["files"] = files
@@ -284,11 +315,17 @@ class Worker:
                 failure = self._pack_value(value, found)
             value = None
         del function, args, kwargs
-        if gpus and self._protocol is None:
-            _context.enter_process(None)  # in a pool, the next step here may have none
         if self._tracker is not None:
             failure = self._pack_changes(found, failure)
         return found or None, failure
+
+    def _enter(self, step: int, attempt: int, gpus: Tuple[int, ...]) -> None:
+        """What code of the step may ask about itself."""
+        context = self._context
+        context.step, context.attempt, context.gpus, context.log = step, attempt, gpus, self._log
+        if self._protocol is not None:
+            self._protocol._stepsExecutor = context
+        _context.enter_process(context if self._protocol is not None or gpus else None)
 
     def _hear(self, news: Any) -> None:
         """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
@@ -311,8 +348,9 @@ class Worker:
         """A step has finished here: those sent ahead behind it may run."""
         recent = self._recent
         recent[step] = parcel if parcel is None or len(parcel) <= RECENT_BYTES else _TOO_LARGE
-        if len(recent) > RECENT_STEPS:
-            del recent[next(iter(recent))]
+        if len(recent) > 2 * RECENT_STEPS:
+            for old in list(itertools.islice(recent, RECENT_STEPS)):
+                del recent[old]
 
     def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[bytes]]) -> Tuple[Any, ...]:
         from mpsteps.steps import put_results
@@ -325,14 +363,12 @@ class Worker:
 
         return tuple(put_results(args, result))
 
-    def _function(self, fn: Any) -> Callable[..., Any]:
-        if type(fn) is str:
-            return getattr(self._protocol, fn)  # type: ignore[no-any-return]
+    def _function(self, fn: Union[bytes, int]) -> Callable[..., Any]:
         if type(fn) is bytes:
             return wire.unpack(fn, self._protocol)  # type: ignore[no-any-return]
-        function = self._functions[fn]
+        function = self._functions[fn]  # type: ignore[index]  # a number: see above
         if type(function) is bytes:
-            function = self._functions[fn] = wire.unpack(function, self._protocol)
+            function = self._functions[fn] = wire.unpack(function, self._protocol)  # type: ignore[index]
         return function  # type: ignore[no-any-return]
 
     def _pack_value(self, value: Any, found: Dict[str, Any]) -> Optional[wire.Failure]:
@@ -432,11 +468,12 @@ class RemoteSteps:
         position = index + count if index < 0 else index
         if not 0 <= position < count:
             raise IndexError(f"there is no step {position + 1}: the protocol has {count} steps")
-        from mpsteps.steps import Step
+        from mpsteps.steps import Step, StepOwner
 
         func_name, args, prerequisites, status, interactive, needs_gpu = self._worker.request("step", position + 1)
-        step = Step(func_name, func_name, args, tuple(prerequisites), False, interactive, needs_gpu)
-        step._id, step._status, step._sink = position + 1, status, RemoteSink(self._worker)
+        owner = StepOwner(RemoteSink(self._worker))
+        step = Step(func_name, func_name, args, tuple(prerequisites), False, interactive, needs_gpu, owner)
+        step._id, step._status = position + 1, status
         return step
 
 

@@ -23,6 +23,7 @@ Messages:
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import select
 import signal
@@ -310,11 +311,12 @@ def _end_of_start(stderr_fd: int) -> None:
         pass  # nobody reads our standard error any more
 
 
-def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int]) -> None:
+def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequence[str]) -> NoReturn:
     """Run the zygote on an inherited socket.
 
     Standard error is a file in which the coordinator looks for the reason should we not come up; `stderr_fd` is the
-    real one. `kept_fds`: descriptors that every worker holds as long as it lives, and no program it starts.
+    real one. `kept_fds`: descriptors that every worker holds as long as it lives, and no program it starts. `preload`:
+    modules of ours that workers are going to need.
     """
     plug_stdio()
     for fd in (link_fd, stderr_fd, *kept_fds):
@@ -327,6 +329,9 @@ def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int]) -> None:
 
     from mpsteps import _worker  # noqa: F401
 
+    for name in preload:
+        importlib.import_module(name)
     _end_of_start(stderr_fd)
     gc.freeze()  # what is loaded now stays shared with the workers: their collectors would copy its pages
     Zygote(socket.socket(fileno=link_fd)).run()
+    os._exit(0)  # there is nothing to clean up that was not, and the coordinator waits for this process to be gone

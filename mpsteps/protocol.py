@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import typing
+from types import MethodType
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mpsteps import _programs
@@ -22,7 +23,7 @@ from mpsteps.constants import MODE_CONTINUE, MODE_RESUME
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.form import Form
 from mpsteps.scalars import Integer, String, rawValue
-from mpsteps.steps import Step, StepSink, as_step_ids, results_used
+from mpsteps.steps import Step, StepOwner, StepSink, as_step_ids, results_used
 
 logger = logging.getLogger("mpsteps.protocol")
 
@@ -46,7 +47,7 @@ _ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # arguments in w
 FRAMEWORK_ATTRIBUTES = frozenset(
     {
         "_definition", "_endTime", "_error", "_initTime", "_lock", "_log", "_newSteps", "_numberOfSteps", "_report",
-        "_sink", "_status", "_steps", "_stepsDone", "_stepsExecutor", "_currentDir", "_cpuTime",
+        "_owner", "_status", "_steps", "_stepMethods", "_stepsDone", "_stepsExecutor", "_currentDir", "_cpuTime",
     }
 )  # fmt: skip
 """Attributes of a protocol that belong to the framework: they do not travel with it, and their changes do not."""
@@ -109,7 +110,8 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         self._definition: Optional[Form] = None
         self._steps: typing.MutableSequence[Step] = []
         self._newSteps = False
-        self._sink: Optional[StepSink] = None
+        self._owner = StepOwner()
+        self._stepMethods: Dict[Any, str] = {}  # functions that are known to be methods of this object: their names
         self._stepsExecutor: Any = CurrentStep(self)
         self._log = logger
         self._lock = threading.RLock()
@@ -123,6 +125,15 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         unknown = form.unknown({k: v for k, v in kwargs.items() if k not in _NOT_PARAMS})
         if unknown:
             raise UsageError(f"{type(self).__name__}: " + "; ".join(str(u) for u in unknown))
+
+    @property
+    def _sink(self) -> Optional[StepSink]:
+        """Where steps turn to while the protocol runs; None: it does not run."""
+        return self._owner.sink
+
+    @_sink.setter
+    def _sink(self, sink: Optional[StepSink]) -> None:
+        self._owner.sink = sink
 
     def __getstate__(self) -> Dict[str, Any]:
         """A protocol travels without what belongs to the framework of the process it lives in."""
@@ -159,9 +170,13 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         before it, `[]` none. `wait`: it stays 'waiting' until `setStatus(STATUS_NEW)`. `interactive`: after it ran,
         the protocol stops and waits for a person. `needsGPU`: it takes a graphics card, if the run has any.
         """
-        function, name = self._stepFunction(func)
+        name = self._stepMethods.get(func.__func__) if type(func) is MethodType and func.__self__ is self else None
+        function: StepFunction = name or func
+        if name is None:
+            function, name = self._stepFunction(func)
         return self._insertStep(
-            Step(function, name, funcArgs, (), bool(wait), bool(interactive), bool(needsGPU)), prerequisites
+            Step(function, name, funcArgs, (), bool(wait), bool(interactive), bool(needsGPU), self._owner),
+            prerequisites,
         )
 
     def _insertRunJobStep(
@@ -192,6 +207,8 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         if getattr(func, "__self__", None) is self and getattr(getattr(self, name, None), "__func__", None) is getattr(
             func, "__func__", func
         ):
+            if type(func) is MethodType:
+                self._stepMethods[func.__func__] = name
             return name, name
         return func, name
 
@@ -205,23 +222,24 @@ class Protocol(ProtocolInputs, ProtocolPaths):
             if type(a) not in _ATOMS:
                 used = tuple(dict.fromkeys(results_used(step._args)))
                 break
+        known = len(self._steps)
         if prerequisites is None:
-            count = len(self._steps)
-            ids: Tuple[int, ...] = (count,) if count and not used else used
-            if count and used and count not in used:
-                ids = (count, *used)
+            ids: Tuple[int, ...] = (known,) if known and not used else used
+            if known and used and known not in used:
+                ids = (known, *used)
         else:
             ids = as_step_ids(prerequisites)
-            ids += tuple(u for u in used if u not in ids)
+            if used:
+                ids += tuple(u for u in used if u not in ids)
         step._prerequisites = ids
-        if self._sink is not None:
-            return self._sink.insert(step)
-        step._id = len(self._steps) + 1
-        if ids:
-            check_prerequisites(step, len(self._steps))
+        if self._owner.sink is not None:
+            return self._owner.sink.insert(step)
+        step._id = known + 1
+        if ids and max(ids) > known:
+            check_prerequisites(step, known)
         self._steps.append(step)
         self._newSteps = True
-        return step._id
+        return known + 1
 
     def getSteps(self) -> Sequence[Step]:
         """The steps, in the order of their ids."""

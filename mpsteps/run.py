@@ -178,7 +178,7 @@ class _Session:
         fence = self.directory.open_fence()
         try:
             engine = ProcessEngine(
-                self.workers, self._setup, self.directory.logs, keep_open=(fence,)
+                self.workers, self._setup, self.directory.logs, keep_open=(fence,), preload=("mpsteps.protocol",)
             )
             try:
                 engine.prepare()

@@ -128,6 +128,9 @@ class ResultOf:
         return hash(("ResultOf", self.stepId))
 
 
+_INT = {int}
+
+
 def as_step_id(value: Any) -> int:
     """A 1-based step id from what a protocol's author wrote; PrerequisiteError otherwise."""
     try:
@@ -145,8 +148,11 @@ def as_step_id(value: Any) -> int:
 
 def as_step_ids(value: Any) -> Tuple[int, ...]:
     """Ids, each once and in order, from one id or any iterable of them."""
-    if type(value) is list and not value:
-        return ()
+    if type(value) is list:  # nearly always of plain integers
+        if not value:
+            return ()
+        if {*map(type, value)} == _INT and min(value) > 0:
+            return tuple(value) if len(value) == 1 else tuple(dict.fromkeys(value))
     several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
     if several and getattr(value, "ndim", None) != 0:  # an array of no dimension is one number
         return tuple(dict.fromkeys(as_step_id(v) for v in value))
@@ -187,6 +193,18 @@ class StepSink(typing.Protocol):
     def set_status(self, step_id: int, status: str) -> None: ...
 
 
+class StepOwner:
+    """What all steps of a protocol share: `sink`, where they turn to while it runs (None: it does not run)."""
+
+    __slots__ = ("sink",)
+
+    def __init__(self, sink: Optional[StepSink] = None) -> None:
+        self.sink = sink
+
+
+_NOBODY = StepOwner()
+
+
 class Step:
     """One step of a protocol: a function with arguments, and what became of it.
 
@@ -194,8 +212,8 @@ class Step:
     """
 
     __slots__ = (
-        "_args", "_ended", "_error", "_func", "_funcName", "_id", "_interactive", "_needsGPU", "_prerequisites",
-        "_result", "_sink", "_started", "_status",
+        "_args", "_ended", "_error", "_func", "_funcName", "_id", "_interactive", "_needsGPU", "_owner",
+        "_prerequisites", "_result", "_started", "_status",
     )  # fmt: skip
 
     def __init__(
@@ -207,6 +225,7 @@ class Step:
         wait: bool = False,
         interactive: bool = False,
         needsGPU: bool = True,
+        owner: StepOwner = _NOBODY,
     ) -> None:
         self._func = func  # the name of a method of the protocol, or any callable
         self._funcName = funcName
@@ -216,7 +235,7 @@ class Step:
         self._interactive = interactive
         self._needsGPU = needsGPU
         self._id = 0
-        self._sink: Optional[StepSink] = None  # set while the protocol runs
+        self._owner = owner
         self._started: Optional[float] = None  # seconds since the epoch
         self._ended: Optional[float] = None
         self._error: Optional[StepError] = None
@@ -270,13 +289,13 @@ class Step:
         ids = tuple(p for p in as_step_ids(newPrerequisites) if p not in self._prerequisites)
         if self._id in ids:
             raise PrerequisiteError(f"step {self} cannot wait for itself")
-        if ids and self._sink is not None:
-            self._sink.add_prerequisites(self._id, ids)
+        if ids and self._owner.sink is not None:
+            self._owner.sink.add_prerequisites(self._id, ids)
         self._prerequisites += ids
 
     def setPrerequisites(self, *newPrerequisites: int) -> None:
         """It waits for these steps and no others; only before the run starts."""
-        if self._sink is not None:
+        if self._owner.sink is not None:
             raise PrerequisiteError(f"step {self}: prerequisites can only be added while the protocol runs")
         self._prerequisites = ()
         self.addPrerequisites(*newPrerequisites)
@@ -296,8 +315,8 @@ class Step:
                 f"step {self} is {self._status}: its status cannot be set to {value!r} by hand; "
                 "only 'waiting' and 'new' can, before the step starts"
             )
-        if self._sink is not None:
-            self._sink.set_status(self._id, value)
+        if self._owner.sink is not None:
+            self._owner.sink.set_status(self._id, value)
         self._status = value
 
     def isNew(self) -> bool:

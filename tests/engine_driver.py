@@ -42,6 +42,9 @@ class Driver:
         for happening in found:
             if isinstance(happening, Replies):
                 self.replies.update({m[0]: m for m in happening.messages if m[0] > 0})
+                for m in happening.messages:
+                    if m[0] == -wire.FINISHED:
+                        self.replies.update({reply[0]: reply for reply in zip(*m[1:])})
         self.told += found
         return found
 

@@ -38,6 +38,11 @@ MUTANTS: dict[str, Mutant] = {
     "counts a prerequisite once that is named twice": Mutant(
         "graph", "self._missing[step] += count", "self._missing[step] += len(set(prerequisites))"
     ),
+    "takes all steps of a run for ready": Mutant(
+        "scheduler", "if missing(step) or statuses[step] != _BLOCKED:", "if False:"
+    ),
+    "hands out no step of a run": Mutant("scheduler", "self._waiting.plain.extend(ready)", "pass"),
+    "counts a row of steps as one": Mutant("register", "            same += 1\n", "            same = 1\n"),
     "waits for what has finished already": Mutant("scheduler", "if statuses[p] != _FINISHED:", "if True:"),
     "does not wait for prerequisites added later": Mutant(
         "scheduler", "self._move_from_ready(step, Cause.PREREQUISITE_ADDED)", "return"

@@ -92,6 +92,17 @@ class World:
         self._tell(ev.StepAdded(step, prerequisites, held, demand, function), skipped=self._hopeless([step]))
         return step
 
+    def add_steps(self, all_needs: List[Tuple[int, ...]], function: int) -> None:
+        """Ordinary steps, told at once."""
+        first = len(self.needs) + 1
+        for step, needs in enumerate(all_needs, first):
+            self.needs[step] = set(needs)
+            for p in self.needs[step]:
+                self.dependants.setdefault(p, []).append(step)
+            self.demand[step], self.function[step] = PLAIN, function
+        skipped = self._hopeless(range(first, first + len(all_needs)))
+        self._tell(ev.StepsAdded(first, all_needs, function), skipped=skipped)
+
     def add_prerequisites(self, step: int, prerequisites: Iterable[int]) -> None:
         """PrerequisiteError, and nothing has happened, if the scheduler refuses it."""
         added = tuple(prerequisites)

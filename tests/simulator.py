@@ -57,11 +57,13 @@ class _Story:
         self.world = World(r.random() < 0.6, ahead=r.random() < 0.6, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random"))
         self.timed = r.random() < 0.9
+        self.together = r.random() < 0.5  # whether ordinary steps come in runs as well
         self.functions = r.choice(((0,), (0, 1), (0, 1, 2, 3), (3,)))
 
     def tell(self) -> World:
         world, r = self.world, self.r
-        for _ in range(int(self.size * (1 - self.chances.insert * r.random()))):
+        at_first = int(self.size * (1 - self.chances.insert * r.random()))
+        while len(world.needs) < at_first:
             self._insert()
         self._restore()
         for _ in range(r.randint(0, 4)):
@@ -76,6 +78,11 @@ class _Story:
 
     def _insert(self) -> None:
         r, chances = self.r, self.chances
+        first = len(self.world.needs) + 1
+        if self.together and r.random() < 0.3:
+            last = min(self.size, first + r.randint(0, 8))
+            self.world.add_steps([self._needs(step) for step in range(first, last + 1)], r.choice(self.functions))
+            return
         self.world.add_step(
             self._needs(len(self.world.needs) + 1), self._demand(), r.random() < chances.hold * 0.5,
             r.choice(self.functions), r.random() < chances.interactive,

@@ -225,6 +225,14 @@ def test_prerequisites_added_later_are_those_that_count():
         ["inserted", 2, "f", "[]", ["d"], [], {}],
         ["inserted", 2, "f", "[]", "d", ["x"], {}],
         ["inserted", 2, "f", "[]", "d", 5, {}],
+        ["steps", 2, "f", [[1]], [[], []]],
+        ["steps", 2, "f", [[1]], [["x"]]],
+        ["steps", 2, "f", [1], [[]]],
+        ["steps", 2**63, "f", [[1]], [[]]],
+        ["steps", 0, "f", [[1]], [[]]],
+        ["done", 1, 0.0, [9], [0], [0]],
+        ["done", 1, 0.0, [1], [0], []],
+        ["done", 1, 0.0, [1], ["x"], [0]],
         ["started", 1, 1, 0.0, [9]],
         ["started", 1, "x", 0.0, [1]],
         ["started", 1, 1, 0.0, [[]]],
@@ -265,7 +273,7 @@ def test_whatever_the_records_are_the_only_error_is_a_journal_error():
     leaf = st.one_of(st.none(), st.booleans(), st.integers(-2, 4), st.floats(), st.text(max_size=3), st.just("a"))
     items = st.lists(leaf, max_size=4)
     value = st.one_of(leaf, items, st.lists(items, max_size=2), st.dictionaries(st.text(max_size=2), leaf, max_size=2))
-    kinds = ["protocol", "inserted", "kept", "started", "finished", "result", "changed", "failed", "lost", "skipped"]
+    kinds = ["protocol", "steps", "done", "inserted", "kept", "started", "finished", "result", "changed", "failed", "lost", "skipped"]
     kind = st.sampled_from([*kinds, "aborted", "doubt", "ended"])
     record = st.tuples(kind, st.lists(value, max_size=6)).map(lambda pair: [pair[0], *pair[1]])
     good = [session(), inserted(1, "a"), started(1), finished(1), session(), inserted(2, "a"), ["kept", 2, "a"]]

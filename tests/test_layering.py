@@ -27,10 +27,11 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     2: ("_core",),  # pure
     3: ("_ipc",),  # what crosses the process boundary
     4: (  # what lasts
-        "_private_files", "_rundir", "_records", "_history", "_journal_format", "_journal", "_export", "_workplace",
+        "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
+        "_workplace",
     ),
     5: (  # a step at work
-        "_results", "_image", "_local", "_worker", "_zygote", "_spawn", "_digest", "_demands", "_failures", "_statelog",
+        "_results", "_image", "_local", "_worker", "_zygote", "_spawn", "_demands", "_failures", "_statelog",
         "_ownchanges", "_recorder", "_shared_array",
     ),
     6: ("engines", "_coordinator"),  # where steps run, and the one loop

@@ -20,6 +20,7 @@ from mpsteps._core.events import (
     StepInteractive,
     StepReleased,
     StepRestored,
+    StepsAdded,
     StepsFinished,
     StepsReturned,
     StopRequested,
@@ -70,6 +71,51 @@ def filled(*more: Any, **kwargs: Any) -> Scheduler:
 
 
 # ------------------------------------------------------------------------------------------------ the normal path
+def test_a_run_of_steps_is_what_the_same_steps_one_by_one_are() -> None:
+    """Told together they cost less, and mean the same: who is ready, who waits, who can never run."""
+    needs: list[tuple[int, ...]] = [(), (2,), (1,), (3, 4, 4), (2, 1)]  # steps 4 to 8; 1 has failed, 3 has finished
+
+    def begun() -> Scheduler:
+        scheduler = make(WorkerReady(1), *added(3, function="f"), keep_going=True)
+        tell(scheduler, StepFailed(1, 1), StepsFinished(1, (2,), (1.0,)), StepsFinished(1, (3,), (1.0,)))
+        return scheduler
+
+    together, one_by_one = begun(), begun()
+    told = tell(together, StepsAdded(4, needs, "f"))
+    for step, n in enumerate(needs, 4):
+        told_single = tell(one_by_one, StepAdded(step, n, function="f"))
+
+    assert [together.status(s) for s in range(1, 9)] == [one_by_one.status(s) for s in range(1, 9)]
+    assert together.counts == one_by_one.counts
+    assert together.blame(6) == one_by_one.blame(6) == 1
+    assert Closed((6,), Status.SKIPPED, 1) in told
+    assert Dispatch(1, (4,)) in told
+    assert told_single == [Closed((8,), Status.SKIPPED, 1)]
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        (StepsAdded(2, [()]), InternalError),
+        (StepsAdded(4, []), InternalError),
+        (StepsAdded(5, [()]), InternalError),
+        (StepsAdded(4, [(), (5,)]), PrerequisiteError),
+        (StepsAdded(4, [(), (6,), ()]), PrerequisiteError),
+        (StepsAdded(4, [(0,)]), PrerequisiteError),
+        (StepsAdded(4, [(9,)]), PrerequisiteError),
+    ],
+)
+def test_a_run_of_steps_that_cannot_be_is_refused_and_changes_nothing(event: StepsAdded, error: type) -> None:
+    """Ids that are used or leave a gap, and prerequisites that do not exist or come later."""
+    scheduler = make(WorkerReady(1), *added(3))
+    before = portrait(scheduler)
+
+    with pytest.raises(error):
+        scheduler.handle(event)
+
+    assert portrait(scheduler) == before
+
+
 def test_a_step_without_prerequisites_goes_to_an_idle_worker_at_once() -> None:
     """It is dispatched and, at the head of its lane, running."""
     scheduler = make(WorkerReady(1))

@@ -126,7 +126,7 @@ def test_an_event_is_taken_in_or_refused_and_then_nothing_has_changed() -> None:
     """Any event at any moment, however wrong: the state is consistent afterwards, or InternalError (a bug of ours) or
     UsageError (a mistake of the user) is raised and the state is, to the last queue, what it was."""
     outcomes: Counter[str] = Counter()
-    for seed in range(120):
+    for seed in range(200):
         _run(seed, scheduler=_with_nonsense(Scheduler, random.Random(seed), outcomes))
 
     assert outcomes["InternalError"] > 200
@@ -152,7 +152,7 @@ def test_a_refusal_that_changes_something_is_noticed(mutant: Mutant) -> None:
     scheduler, _ = core_with(mutant)
 
     def torment() -> None:
-        for seed in range(120):
+        for seed in range(200):
             _run(seed, scheduler=_with_nonsense(scheduler, random.Random(seed), Counter()))
 
     with pytest.raises(AssertionError):
@@ -202,5 +202,6 @@ def _nonsense(scheduler: Any, r: random.Random) -> Any:
         lambda: ev.WorkerReady(worker), lambda: ev.StepsFinished(worker, steps(), (0.1,) * r.randint(0, 2)),
         lambda: ev.StepFailed(worker, step()), lambda: ev.StepInteractive(worker, step()),
         lambda: ev.StepsReturned(worker, steps()), lambda: ev.WorkerLost(worker, r.choice((None, step()))),
+        lambda: ev.StepsAdded(r.choice((step(), known + 1)), [steps() for _ in range(r.randint(0, 3))]),
         lambda: "an event",
     ))()  # fmt: skip

@@ -48,8 +48,8 @@ class Ahead:
 
     def follow(self, worker: int, steps: Sequence[int], lanes: int) -> None:
         """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable."""
-        for p in steps:
-            self._followed[p] = worker
+        self._followed.update(dict.fromkeys(steps, worker))
+        for p in self._graph.with_dependants(steps):
             enabled = [d for d in self._graph.dependants(p) if self._flies(d, p, worker)]
             if enabled:
                 share = -(-len(enabled) // lanes)
@@ -79,15 +79,16 @@ class Ahead:
     def answered(self, steps: Sequence[int]) -> None:
         """These have left their lane, for whatever reason. Before the graph hears of it."""
         followed, flying = self._followed, self._flying
+        for p in self._graph.with_dependants(steps):
+            if p in followed:
+                for d in self._graph.dependants(p):
+                    entry = flying.get(d)
+                    if entry is not None:  # None: `d` names `p` twice
+                        entry.prerequisites.discard(p)
+                        if not entry.prerequisites:
+                            del flying[d]
         for p in steps:
-            if followed.pop(p, None) is None:
-                continue
-            for d in self._graph.dependants(p):
-                entry = flying.get(d)
-                if entry is not None:  # None: `d` names `p` twice
-                    entry.prerequisites.discard(p)
-                    if not entry.prerequisites:
-                        del flying[d]
+            followed.pop(p, None)
 
     def take(self, worker: int) -> Optional[int]:
         """The next step that can be sent ahead to `worker`."""

@@ -3,7 +3,7 @@
 ========================  ====================================================================
 event                     commands that may answer it
 ========================  ====================================================================
-StepAdded                 Dispatch, Closed (skipped at once: a prerequisite has failed)
+StepAdded, StepsAdded     Dispatch, Closed (skipped at once: a prerequisite has failed)
 PrerequisitesAdded        Closed (skipped at once), Dispatch (all of them have finished; what it kept back)
 StepReleased              Dispatch
 StepHeld                  Dispatch (what it kept back)
@@ -26,7 +26,7 @@ StepInteractive, StepsReturned or WorkerLost.
 
 from __future__ import annotations
 
-from typing import Hashable, NamedTuple, Optional, Tuple, Union
+from typing import Hashable, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mpsteps._core.steps import PLAIN, Demand, Status
 
@@ -38,6 +38,18 @@ class StepAdded(NamedTuple):
     prerequisites: Tuple[int, ...] = ()
     held: bool = False
     demand: Demand = PLAIN
+    function: Hashable = None
+
+
+class StepsAdded(NamedTuple):
+    """Many ordinary steps of one function exist: nobody holds them, and they demand nothing but a turn.
+
+    Their ids are `first` and those that follow, and were never used; `prerequisites` has, for each, the smaller ids it
+    waits for. The same as a StepAdded for each, at a third of the cost.
+    """
+
+    first: int
+    prerequisites: Sequence[Tuple[int, ...]]
     function: Hashable = None
 
 
@@ -116,8 +128,8 @@ class StopRequested(NamedTuple):
 
 
 Event = Union[
-    StepAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, WorkerReady, StepsFinished, StepFailed,
-    StepInteractive, StepsReturned, WorkerLost, StopRequested,
+    StepAdded, StepsAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, WorkerReady, StepsFinished,
+    StepFailed, StepInteractive, StepsReturned, WorkerLost, StopRequested,
 ]  # fmt: skip
 
 

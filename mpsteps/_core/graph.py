@@ -64,6 +64,11 @@ class Graph:
             return ()
         return (found,) if isinstance(found, int) else found
 
+    def with_dependants(self, steps: Sequence[int]) -> List[int]:
+        """Those of `steps` for which others wait."""
+        dependants = self._dependants
+        return [s for s in steps if dependants[s] is not None]
+
     def close(self, step: int) -> Sequence[int]:
         """`step` will never finish: forget it and return those that waited for it. They go on missing it."""
         found = self.dependants(step)

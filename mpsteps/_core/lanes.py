@@ -146,10 +146,16 @@ class Lanes:
     def learn(self, steps: Sequence[int], seconds: Sequence[float]) -> None:
         """How long steps took."""
         functions, mean = self._register.functions, self._mean
-        for step, s in zip(steps, seconds):
-            f = functions[step]
+        first = 0
+        while first < len(steps):  # mostly once: those of a lane have one function
+            f = functions[steps[first]]
+            end = first + 1
+            while end < len(steps) and functions[steps[end]] == f:
+                end += 1
+            now = sum(seconds[first:end]) / (end - first)
             old = mean.get(f)
-            mean[f] = s if old is None else old + (s - old) * LEARNING_RATE
+            mean[f] = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
+            first = end
 
     # ------------------------------------------------------------------ handing out
 

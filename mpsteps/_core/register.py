@@ -60,6 +60,15 @@ class Register:
         self.counts[0] += 1  # UNKNOWN: `move` takes it out again
         self.move(step, Cause.ADDED_HELD if held else Cause.ADDED)
 
+    def add_all(self, first: int, count: int, function: Hashable) -> range:
+        """`add` for `count` ordinary steps of one function, with the next ids; the caller knows that they are."""
+        self.statuses.extend(bytes(count))
+        self.functions.extend(repeat(function, count))
+        self.counts[0] += count
+        steps = range(first, first + count)
+        self.move_all(steps, Cause.ADDED)
+        return steps
+
     def move(self, step: int, cause: Cause) -> None:
         """Take `step` along an edge of the table; InternalError, and nothing changed, if there is none."""
         statuses = self.statuses
@@ -76,15 +85,21 @@ class Register:
     def move_all(self, steps: Sequence[int], cause: Cause) -> None:
         """`move` for steps of which the caller knows that they exist and may move."""
         statuses, counts, after_of = self.statuses, self.counts, _NEXT[cause]
+        here = after = 0  # the status of the step before, of which there are `same` in a row, and what follows it
+        same = 0
         for step in steps:
             before = statuses[step]
-            after = after_of[before]
-            if after == _NOWHERE:
-                raise InternalError(f"{cause.name} cannot happen now: {self.story(step)}")
+            if before != here or not same:
+                counts[here] -= same
+                counts[after] += same
+                same, here, after = 0, before, after_of[before]
+                if after == _NOWHERE:
+                    raise InternalError(f"{cause.name} cannot happen now: {self.story(step)}")
             statuses[step] = after
-            counts[before] -= 1
-            counts[after] += 1
-        self._moves.extend(zip(steps, repeat(cause)))
+            same += 1
+        counts[here] -= same
+        counts[after] += same
+        self._moves.extend(zip(steps[-STORY_LENGTH:], repeat(cause)))
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the counts are not those of the statuses."""

@@ -24,6 +24,7 @@ from mpsteps._core.events import (
     StepInteractive,
     StepReleased,
     StepRestored,
+    StepsAdded,
     StepsFinished,
     StepsReturned,
     StopRequested,
@@ -124,7 +125,7 @@ class Scheduler:
             raise InternalError(f"not an event: {event!r}")
         handler(self, event, commands)
         if not self.stopping:
-            self._lanes.assign(commands, kind is not StepAdded)
+            self._lanes.assign(commands, kind is not StepAdded and kind is not StepsAdded)
         return commands
 
     # ------------------------------------------------------------ the graph grows
@@ -140,6 +141,33 @@ class Scheduler:
         if event.prerequisites:
             self._link(step, event.prerequisites, commands)
         self._unblock(step)
+
+    def _steps_added(self, event: StepsAdded, commands: List[Command]) -> None:
+        first, prerequisites = event.first, event.prerequisites
+        statuses, missing = self._register.statuses, self._graph.missing
+        if first != len(statuses) or not prerequisites:
+            raise InternalError(f"{len(prerequisites)} steps are added from {first}: the next id is {len(statuses)}")
+        self._check_all_prerequisites(first, prerequisites)
+        steps = self._register.add_all(first, len(prerequisites), event.function)
+        self._graph.grow(steps[-1])
+        ready: List[int] = []
+        for step, needs in zip(steps, prerequisites):
+            if needs:
+                self._link(step, needs, commands)
+                if missing(step) or statuses[step] != _BLOCKED:
+                    continue
+            ready.append(step)
+        self._register.move_all(ready, Cause.PREREQUISITES_MET)
+        self._waiting.plain.extend(ready)
+
+    def _check_all_prerequisites(self, first: int, prerequisites: Sequence[Tuple[int, ...]]) -> None:
+        """Those of new steps: each of them must exist, or be new and have a smaller id."""
+        statuses = self._register.statuses
+        for step, needs in enumerate(prerequisites, first):
+            for p in needs:
+                if not 0 < p < step or (p < first and not statuses[p]):
+                    self._check_prerequisites(step, needs)
+                    raise PrerequisiteError(f"step {step} cannot wait for step {p}, which comes after it")
 
     def _check_prerequisites(self, step: int, prerequisites: Tuple[int, ...]) -> None:
         statuses = self._register.statuses
@@ -341,6 +369,7 @@ def cycle_message(cycle: List[int]) -> str:
 
 _HANDLERS: Dict[type, Callable[..., None]] = {
     StepAdded: Scheduler._step_added,
+    StepsAdded: Scheduler._steps_added,
     PrerequisitesAdded: Scheduler._prerequisites_added,
     StepReleased: Scheduler._step_released,
     StepHeld: Scheduler._step_held,

@@ -20,6 +20,7 @@ What is never carried: the attributes that the framework itself keeps (`ignored`
 from __future__ import annotations
 
 import marshal
+import operator
 import zlib
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -100,12 +101,13 @@ def _detail(value: Any, anchor: Any) -> Any:
 class _Mark:
     """What an attribute was: its identity, and for what can change in place a fingerprint. `anchor`: see `wire`."""
 
-    __slots__ = ("anchor", "detail", "print", "scalar", "value")
+    __slots__ = ("anchor", "box", "detail", "print", "scalar", "value")
 
     def __init__(self, value: Any, anchor: Any) -> None:
         self.anchor = anchor
         self.value = value
         self.scalar = _is_scalar(value)
+        self.box = self.scalar and _is_box(value)
         if self.scalar:
             self.print: Any = value.get()
             self.detail: Any = None
@@ -134,6 +136,15 @@ def _is_scalar(value: Any) -> bool:
     return hasattr(value, "get") and hasattr(value, "set") and hasattr(value, "hasValue")
 
 
+def _is_box(value: Any) -> bool:
+    """Whether a scalar is its `_objValue` and nothing else: it has ours or pyworkflow's plain `get` (which are not
+    imported here)."""
+    return getattr(type(value).get, "__qualname__", "") == "Scalar.get" and "_objValue" in vars(value)
+
+
+_raw = operator.attrgetter("_objValue")
+
+
 class Tracker:
     """Remembers the attributes of `target` and tells what has changed since.
 
@@ -146,6 +157,13 @@ class Tracker:
         self._marks: Dict[str, Any] = {}
         for name, value in vars(target).items():
             self._remember(name, value)
+        # What is compared after every step, in columns: names and values of all attributes, scalars with their raw
+        # values, and all else that can change in place. Mostly nothing has changed, and that must cost next to nothing.
+        self._names: List[str] = []
+        self._values: List[Any] = []
+        self._boxes: List[Any] = []
+        self._raws: List[Any] = []
+        self._watched: List[_Mark] = []
 
     def _remember(self, name: str, value: Any) -> None:
         if name in self._ignored or type(value) is Absent:
@@ -154,6 +172,47 @@ class Tracker:
 
     def changes(self) -> List[Change]:
         """The operations that lead from the state at the last call to the state now; then now is remembered."""
+        if self._unchanged():
+            return []
+        found = self._compare()
+        self._line_up()
+        return found
+
+    def _unchanged(self) -> bool:
+        """Whether everything is as it was when it was lined up last. If in doubt, not."""
+        attributes = vars(self._target)
+        if (
+            list(attributes) != self._names
+            or not all(map(operator.is_, attributes.values(), self._values))
+            or not all(map(operator.is_, map(_raw, self._boxes), self._raws))
+        ):
+            return False
+        for mark in self._watched:  # noqa: SIM110  # a generator would cost half as much again
+            if not mark.same(mark.value):
+                return False
+        return True
+
+    def _line_up(self) -> None:
+        """All from the marks, not from what is there now: another thread may have changed it meanwhile."""
+        self._names, self._values = [], []
+        watched: List[_Mark] = []
+        for name, value in list(vars(self._target).items()):
+            expected = value
+            if name not in self._ignored and type(value) is not Absent:
+                if name not in self._marks:
+                    self._names = []  # it has just come: compare all next time
+                    return
+                expected = self._marks[name]
+                if type(expected) is _Mark:
+                    watched.append(expected)
+                    expected = expected.value
+            self._names.append(name)
+            self._values.append(expected)
+        boxes = [m for m in watched if m.box]
+        self._boxes, self._raws = [m.value for m in boxes], [m.print for m in boxes]
+        self._watched = [m for m in watched if not m.box]
+
+    def _compare(self) -> List[Change]:
         marks, ignored = self._marks, self._ignored
         attributes = vars(self._target)
         found: List[Change] = []
@@ -165,6 +224,7 @@ class Tracker:
             if type(mark) is _Mark and mark.same(value):
                 continue
             if type(mark) is type(value) and type(value) in _ATOMS and mark == value:
+                marks[name] = value
                 continue
             found.extend(_difference(name, mark, value))
             self._remember(name, value)
@@ -195,7 +255,7 @@ class Tracker:
                 self._remember(name, attributes[name])
             else:
                 self._marks.pop(name, None)
-
+        self._names.clear()  # the next comparison lines everything up anew
 
     def _set_aside(self, pending: Sequence[Change]) -> None:
         """Take what was appended off the ends of lists, where nothing but appending happened to them."""

@@ -19,7 +19,8 @@ Messages from the coordinator (a positive number is a step id, a negative one an
 
 Messages from a worker:
 
-    (id, seconds, cpu_seconds)                              finished; no value, no change of self, no output
+    (-FINISHED, ids, seconds, cpu_seconds)                   finished, one after another; lists, an item for each: no
+                                                             value, no change of self, no output
     (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log, interactive
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
     (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
@@ -31,6 +32,7 @@ import io
 import marshal
 import pickle
 import traceback
+import types
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cloudpickle
@@ -38,7 +40,7 @@ import cloudpickle
 from mpsteps.errors import SerializationError
 
 STOP, SETUP, FUNCTION, ANSWER = 1, 2, 3, 4
-RETURNED, READY, UNFIT, REQUEST = 11, 12, 13, 14
+RETURNED, READY, UNFIT, REQUEST, FINISHED = 11, 12, 13, 14, 15
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)
@@ -85,12 +87,10 @@ def pack(value: Any, anchor: Any = None) -> bytes:
             parcel = b"m" + marshal.dumps(value)
         except ValueError:  # a text or bytes of 2 GiB
             raise _too_large() from None
-    elif anchor is None:
-        parcel = b"p" + cloudpickle.dumps(value, protocol=_PROTOCOL)
     else:
         buffer = io.BytesIO()
         buffer.write(b"p")
-        _AnchoredPickler(buffer, anchor).dump(value)
+        (_Pickler if anchor is None else _AnchoredPickler)(buffer, anchor).dump(value)
         parcel = buffer.getvalue()
     if len(parcel) > _MAX_PARCEL:
         raise _too_large()
@@ -112,7 +112,15 @@ def unpack(parcel: bytes, anchor: Any = None) -> Any:
     return _AnchoredUnpickler(buffer, anchor).load()
 
 
+def _reduce_code(code: types.CodeType) -> Any:
+    """cloudpickle 3.1.2 and later call the file of every function '<dynamic-code>': tracebacks would not say where."""
+    make, args = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple(code.co_filename if type(a) is str and a == "<dynamic-code>" else a for a in args)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
+    dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
+
     def __init__(self, file: io.BytesIO, anchor: Any) -> None:
         super().__init__(file, protocol=_PROTOCOL)
         self._anchor = anchor

@@ -72,10 +72,9 @@ class WorkerHandle:
             frame = wire.encode(messages)
         except ValueError:  # one of them holds more than marshal's 2 GiB
             return self._send_one_by_one(messages)
-        for message in messages:
-            if message[0] > 0:
-                self.in_lane[message[0]] = self._next_number
-                self._next_number += 1
+        steps = [message[0] for message in messages if message[0] > 0]
+        self.in_lane.update(zip(steps, range(self._next_number, self._next_number + len(steps))))
+        self._next_number += len(steps)
         if messages:
             self._put(frame)
         return []
@@ -133,6 +132,13 @@ class WorkerHandle:
                     first = message[0]
                     if first > 0:
                         del in_lane[first]
+                        replies.append(message)
+                    elif first == -wire.FINISHED:
+                        _, steps, seconds, cpu_seconds = message
+                        if not len(steps) == len(seconds) == len(cpu_seconds) > 0:
+                            raise ValueError(f"message {message}")
+                        for step in steps:
+                            del in_lane[step]
                         replies.append(message)
                     else:
                         self._hear(message, replies, found)

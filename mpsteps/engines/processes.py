@@ -55,7 +55,8 @@ _said_unguarded = False  # once per process is enough
 class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
-    (the fence of the run directory) that every worker holds open as long as it lives.
+    (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
+    the zygote imports for all of them.
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -70,11 +71,13 @@ class ProcessEngine:
         logs: Optional[str] = None,
         keep_open: Sequence[int] = (),
         spin: float = SPIN_SECONDS,
+        preload: Sequence[str] = (),
     ) -> None:
         self._wanted = workers
         self._setup = setup
         self._logs = logs
         self._keep_open = tuple(keep_open)
+        self._preload = tuple(preload)
         self._spin = spin
         self._workers: Dict[int, WorkerHandle] = {}
         self._last_number = 0
@@ -92,8 +95,9 @@ class ProcessEngine:
     # ------------------------------------------------------------------ beginning
 
     def prepare(self) -> None:
-        """Start the zygote. It comes up while the caller does something else. Raises EngineError, with nothing left
-        behind, if that fails; what goes wrong later in the new process is told by `wait` (EngineFailed)."""
+        """Start the zygote and ask it for all workers. They come up while the caller does something else. Raises
+        EngineError, with nothing left behind, if they cannot even be asked for; what goes wrong later in the new
+        processes is told by `wait` (EngineFailed)."""
         if sys.platform == "win32":
             raise EngineError("worker processes are not supported on Windows: use the 'inline' engine, Linux or macOS")
         if not sys.executable:
@@ -104,51 +108,52 @@ class ProcessEngine:
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
             self._start_zygote()
+            self._first_log = last_log(self._logs)
+            while len(self._workers) < self._wanted:
+                self._ask_for_worker()
         except BaseException:
             self.stop(at_once=True)
             raise
 
     def start(self) -> None:
-        """Ask the zygote for all workers. Raises EngineError, with nothing left behind, if they cannot even be asked
-        for, and what `setup` raises."""
+        """Set the workers up. Raises what `prepare` does, with nothing left behind, and what `setup` raises."""
         if self._zygote is None:
             self.prepare()
-        self._first_log = last_log(self._logs)
         try:
-            while len(self._workers) < self._wanted:
-                self._start_worker()
+            for w in self._workers.values():
+                self._set_up(w)
         except BaseException:
             self.stop(at_once=True)
             raise
 
     def _start_zygote(self) -> None:
-        self._zygote = Spawner(blas_share(self._wanted, os.environ), self._keep_open)
+        self._zygote = Spawner(blas_share(self._wanted, os.environ), self._keep_open, self._preload)
         assert self._board is not None
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
         self._poll.register(self._board.bell.fileno(), select.POLLIN)
 
-    def _start_worker(self) -> None:
+    def _ask_for_worker(self) -> WorkerHandle:
         assert self._board is not None
         assert self._zygote is not None
         number = self._last_number + 1
         log = os.path.join(self._logs, f"worker-{self._first_log + number}.log") if self._logs else None
-        worker = WorkerHandle(number, log)
-        try:
-            setup = {"log": log, "log_folder": self._logs or "", **self._setup(number)}
-            worker.send([(-wire.SETUP, setup)])
-        except BaseException:
-            worker.close()
-            raise
+        w = WorkerHandle(number, log)
         self._last_number = number
-        self._workers[number] = worker
-        self._zygote.fork(number, worker.lane.fds(), self._board.fds())
+        self._workers[number] = w
+        self._zygote.fork(number, w.lane.fds(), self._board.fds())
+        return w
+
+    def _set_up(self, w: WorkerHandle) -> None:
+        """What a worker waits for before anything else."""
+        setup = {"log": w.log, "log_folder": self._logs or "", **self._setup(w.number)}
+        w.send([(-wire.SETUP, setup)])
 
     def _refill(self) -> None:
         """Bring the number of workers back to what was asked for."""
         while len(self._workers) < self._wanted and not self._stopping:
             try:
-                self._start_worker()
+                self._set_up(self._ask_for_worker())
             except EngineError as error:
                 self._do_without(str(error))
                 return
