@@ -25,6 +25,7 @@ from mpsteps._core.events import (
     Command,
     Dispatch,
     Event,
+    LaneStalled,
     Retry,
     Running,
     StepFailed,
@@ -44,6 +45,10 @@ from mpsteps.errors import EngineError, InternalError
 
 TERM_SECONDS = 2.0
 """A step that ran out of time gets SIGTERM, and after this many seconds SIGKILL."""
+
+STALL_SECONDS = 0.010
+"""A step that has others behind it in its lane, since it was expected to be short, and runs longer than this holds them
+up: they are taken back. Several times what a lane is given ahead of time."""
 
 
 class Work(typing.Protocol):
@@ -130,6 +135,7 @@ class Coordinator:
         self._deadlines: List[Tuple[float, int, int, int, int]] = []  # (when, run, worker, step, signal to send then)
         self._runs = 0  # how many attempts with a timeout have begun: each has a number, since a step may have several
         self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
+        self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
         self.killed = False  # everything is being ended at once
         self.changes_posted = 0  # how often somebody changed the graph from outside (for who wants to notice)
@@ -159,6 +165,7 @@ class Coordinator:
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             self._out_of_time(heapq.heappop(self._deadlines))
+        self._relieve_stalled(now)
         call = self.work.next_call(now)
         if call is not None and call <= now:
             self.work.on_time(now)
@@ -201,9 +208,7 @@ class Coordinator:
         while self._dispatches:
             dispatches, self._dispatches = self._dispatches, []
             if self.scheduler.stopping:  # assigned before the stop was heard of, and not sent: nothing starts any more
-                for d in dispatches:
-                    self.work.returned(d.steps)
-                    self.handle(StepsReturned(d.worker, d.steps))
+                self._unassign(dispatches)
                 continue
             ready = [self._messages(*d) for d in dispatches]
             self.work.commit()
@@ -216,11 +221,19 @@ class Coordinator:
             self.take_inbox()
         self.work.commit()
 
+    def _unassign(self, dispatches: List[Dispatch]) -> None:
+        """What was assigned, and not sent yet, is not to be sent."""
+        self._dispatches = [d for d in self._dispatches if d not in dispatches]
+        for d in dispatches:
+            self.work.returned(d.steps)
+            self.handle(StepsReturned(d.worker, d.steps))
+
     def _seconds_to_wait(self) -> Optional[float]:
         times = [self._deadlines[0][0]] if self._deadlines else []
         call = self.work.next_call(time.monotonic())
         if call is not None:
             times.append(call)
+        times += [began + STALL_SECONDS for w, began in self._heads.items() if self.scheduler.is_crowded(w)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     # --------------------------------------------------------------------- commands
@@ -240,12 +253,24 @@ class Coordinator:
 
     def _running(self, worker: int, step: int) -> None:
         self.work.running(step)
+        if worker != LOCAL and self.engine.by_value:
+            self._heads[worker] = time.monotonic()
         if self._run_of:
             self._run_of.pop(worker, None)
         seconds = self.work.timeout(step)
         if seconds is not None and worker != LOCAL and self.engine.by_value:
             self._runs = self._run_of[worker] = self._runs + 1
             heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
+
+    def _relieve_stalled(self, now: float) -> None:
+        """Take back what waits behind steps that run longer than was expected."""
+        late = [w for w, began in self._heads.items() if began + STALL_SECONDS <= now and self.scheduler.is_crowded(w)]
+        for worker in late:
+            step = self.engine.running(worker)
+            if step is None:
+                continue  # it has just ended
+            self.handle(LaneStalled(worker, step))
+            self._unassign([d for d in self._dispatches if d.worker == worker])
 
     def _messages(
         self, worker: int, steps: Tuple[int, ...], ahead: Tuple[Tuple[int, ...], ...]
@@ -363,6 +388,7 @@ class Coordinator:
             self.handle(StepsFinished(worker, gone.done))
         why = self._condemned.pop(worker, None)
         self._run_of.pop(worker, None)
+        self._heads.pop(worker, None)
         if gone.began is not None:
             failure = why or Failure("lost", "StepLost", _how_lost(gone))
             failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log)

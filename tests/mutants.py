@@ -140,6 +140,11 @@ MUTANTS: dict[str, Mutant] = {
         "        if not self._graph.missing(step):\n            self._back",
         "        if True:\n            self._back",
     ),
+    "puts steps behind one that stalls": Mutant("lanes", "lane.stalled_by = step", "pass"),
+    "never trusts a lane again that has stalled": Mutant(
+        "lanes", "            lane.stalled_by = 0\n", "            pass\n"
+    ),
+    "leaves steps behind one that stalls": Mutant("scheduler", "commands.append(Revoke(event.worker))", "pass"),
     "chokes on a prerequisite named twice": Mutant("ahead", "entry = flying.get(d)", "entry = flying[d]"),
 }
 

@@ -34,6 +34,7 @@ class SimulatedWorker:
         self.began: Optional[int] = None
         self.done: List[int] = []
         self.revoked = False
+        self.stalled_by: Optional[int] = None  # a step of which the scheduler was told that it takes very long
 
     def refuses(self) -> bool:
         """Whether the first step of the lane was sent ahead of a prerequisite that did not finish here."""
@@ -235,6 +236,18 @@ class World:
         self.in_flight -= set(steps)
         self._tell(ev.StepsReturned(worker, steps), skipped=self._hopeless(steps))
 
+    def stall(self, worker: int) -> None:
+        """The step that the worker has begun takes very long. What is behind it comes back at once, and nothing more is
+        put there until it has ended."""
+        w = self.workers[worker]
+        assert w.began is not None
+        w.stalled_by = w.began
+        self._tell(ev.LaneStalled(worker, w.began))
+        assert w.revoked or self.stopping or len(w.lane) == 1, f"nothing is taken back from behind {w.began}"
+        if not self.stopping:
+            w.revoked = False  # here comes the answer
+            self.give_back(worker)
+
     def stop(self) -> None:
         self.stopping = True
         self._tell(ev.StopRequested())
@@ -323,6 +336,7 @@ class World:
             self.in_flight.add(step)
         if worker != LOCAL:
             together = [*w.done, *w.lane, *steps]
+            assert w.stalled_by not in together[: -len(steps)], f"{command} behind a step that takes very long"
             alone = len(together) == 1
             assert alone or all(self.demand[s] == PLAIN for s in together), f"steps {together} share a lane"
         assert all(self.demand[s].local == (worker == LOCAL) for s in steps), f"{command} in the wrong place"

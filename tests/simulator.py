@@ -32,6 +32,7 @@ class Chances(NamedTuple):
     restore: float
     stop: float
     batch: float
+    stall: float
 
 
 def simulate(seed: int, size: Optional[int] = None, **world: Any) -> World:
@@ -180,7 +181,9 @@ class _Story:
             else:
                 world.begin(worker, r.choice(list(w.lane)) if worker == LOCAL else None)
         elif w.began is not None:
-            if r.random() < chances.fail:
+            if worker != LOCAL and r.random() < chances.stall * 0.3:
+                world.stall(worker)
+            elif r.random() < chances.fail:
                 world.fail(worker, final=r.random() < 0.1)
             else:
                 world.finish(worker)

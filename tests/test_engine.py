@@ -228,10 +228,12 @@ def test_a_step_that_was_announced_and_passed_over_is_not_the_victim() -> None:
         w.send([step_message(1, add, 1, 1), step_message(2, add, 1, 1), step_message(3, add, 1, 1)])
         assert end.begin(1)
         end.finish(1)
-        w.revoke()
+        told: List[Any] = []
+        w.revoke(told)
+        assert [m[:2] for m in told[0].messages] == [(-wire.FINISHED, [1]), (-wire.RETURNED, 2), (-wire.RETURNED, 3)]
         assert not end.begin(2)
         gone = w.bury(None, -9, 0, [])
-        assert (gone.done, gone.began) == ((1,), None)
+        assert (gone.done, gone.began) == ((), None)
     finally:
         w.close()
         board.close()

@@ -14,6 +14,7 @@ StepFailed                Closed, Retry, Dispatch, Revoke (the run stops)
 StepInteractive           Closed, Revoke
 StepsReturned             Dispatch
 WorkerLost                Closed, Retry, Dispatch, Revoke
+LaneStalled               Revoke, Dispatch
 StopRequested             Revoke
 ========================  ====================================================================
 
@@ -123,13 +124,20 @@ class WorkerLost(NamedTuple):
     final: bool = False
 
 
+class LaneStalled(NamedTuple):
+    """A worker runs this step much longer than was expected when others were put behind it."""
+
+    worker: int
+    step: int
+
+
 class StopRequested(NamedTuple):
     """No new step may start; those that run go on."""
 
 
 Event = Union[
     StepAdded, StepsAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, WorkerReady, StepsFinished,
-    StepFailed, StepInteractive, StepsReturned, WorkerLost, StopRequested,
+    StepFailed, StepInteractive, StepsReturned, WorkerLost, LaneStalled, StopRequested,
 ]  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 Ready steps wait in the order in which they became ready. A step goes to the worker with the shortest lane. Behind
 another one it goes only when its function is known to be short: the lane's expected work stays under `LANE_SECONDS`,
 its length under `LANE_DEPTH` and under an even share of what is ready, so that nothing queues behind a long step while
-another worker is idle.
+another worker is idle. If a step takes much longer than its like did, its lane is `stalled`: nothing more goes there
+until it has ended, and what is behind it is taken back.
 
 A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. One that lacks
 CPU or memory slots keeps what is freed from younger steps (otherwise it would starve); one that lacks a graphics card
@@ -40,12 +41,18 @@ class _Lane:
     Invariant: in a worker's lane the first step is RUNNING and all others are DISPATCHED.
     """
 
-    __slots__ = ("alone", "expected", "steps")
+    __slots__ = ("alone", "expected", "stalled_by", "steps")
 
     def __init__(self) -> None:
         self.steps: Deque[int] = deque()
         self.expected = 0.0  # seconds of work in `steps`, by the means known when they were sent
         self.alone = False  # its only step has a demand of its own: nothing may follow
+        self.stalled_by = 0  # a step of it that runs longer than expected: nothing may follow
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may follow what it has."""
+        return not self.alone and not self.stalled_by
 
 
 class Lanes:
@@ -112,6 +119,8 @@ class Lanes:
         queue = lane.steps
         before = len(queue)
         self._take_out(worker, queue, steps)
+        if lane.stalled_by and lane.stalled_by in steps:
+            lane.stalled_by = 0
         if self.ahead is not None:
             self.ahead.answered(steps)
         if worker == LOCAL or lane.alone:
@@ -124,6 +133,19 @@ class Lanes:
             lane.expected *= len(queue) / before
             if self._register.statuses[queue[0]] == _DISPATCHED:
                 self._begin(worker, queue[0], commands)
+
+    def stall(self, worker: int, step: int) -> bool:
+        """A step of a lane runs longer than expected; whether there is anything behind it to be taken back."""
+        lane = self._lanes.get(worker)
+        if lane is None or worker == LOCAL or step not in lane.steps:
+            raise InternalError(f"worker {worker} runs long what it was not sent: {self._register.story(step)}")
+        lane.stalled_by = step
+        return lane.steps[-1] != step
+
+    def is_crowded(self, worker: int) -> bool:
+        """Whether steps wait in a lane behind its first one, and nobody has said that it stalls."""
+        lane = self._lanes.get(worker)
+        return lane is not None and len(lane.steps) > 1 and not lane.stalled_by
 
     def _take_out(self, worker: int, queue: Deque[int], steps: Sequence[int]) -> None:
         n = 0
@@ -217,7 +239,7 @@ class Lanes:
         self._begin(worker, step, commands)
 
     def _assign_plain(self, commands: List[Command]) -> None:
-        lanes = [(len(lane.steps), w, lane) for w, lane in self._lanes.items() if w != LOCAL and not lane.alone]
+        lanes = [(len(lane.steps), w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.open]
         if len(lanes) > 1:
             lanes.sort(key=_by_length)
         depth = self._depth(len(lanes))
@@ -239,7 +261,7 @@ class Lanes:
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
         """Send blocked steps behind their prerequisites, as far as lanes of short steps have room."""
         functions = self._register.functions
-        lanes = [(w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.steps and not lane.alone]
+        lanes = [(w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.steps and lane.open]
         for worker, lane in lanes:
             sent: List[int] = []
             missing: List[Tuple[int, ...]] = []
@@ -325,13 +347,14 @@ class Lanes:
             running = [s for s in lane.steps if statuses[s] == _RUNNING]
             assert running == list(lane.steps if worker == LOCAL else list(lane.steps)[:1]), f"lane {worker}: {running}"
             assert not lane.alone or len(lane.steps) == 1, f"something is behind a step that must be alone: {worker}"
+            assert not lane.stalled_by or lane.stalled_by in lane.steps, f"lane {worker} is held up by what it has not"
             if worker != LOCAL and lane.steps:
                 holders.add(lane.steps[0] if lane.alone else -worker)
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
         if not stopping and not self._is_reserved():
             head = next((s for s in self._waiting.plain if statuses[s] == _READY), None)
-            lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and not lane.alone]
+            lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and lane.open]
             if head is not None:
                 idle = self.slots.free["cpus"] > 0 and not all(lane.steps for lane in lanes)
                 assert not idle, f"step {head} could be handed out and is not"

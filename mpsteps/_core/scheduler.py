@@ -15,6 +15,7 @@ from mpsteps._core.events import (
     Closed,
     Command,
     Event,
+    LaneStalled,
     PrerequisitesAdded,
     Retry,
     Revoke,
@@ -101,6 +102,10 @@ class Scheduler:
     def knows(self, worker: int) -> bool:
         """Whether `worker` is ready and not lost."""
         return worker in self._lanes
+
+    def is_crowded(self, worker: int) -> bool:
+        """Whether steps wait behind the one that `worker` runs, and may still be taken back should it stall."""
+        return not self.stopping and self._lanes.is_crowded(worker)
 
     def attempt(self, step: int) -> int:
         """The number of the attempt that runs now or would run next, from 1."""
@@ -280,6 +285,10 @@ class Scheduler:
             else:
                 self._give_back(step, commands)
 
+    def _lane_stalled(self, event: LaneStalled, commands: List[Command]) -> None:
+        if self._lanes.stall(event.worker, event.step) and not self.stopping:
+            commands.append(Revoke(event.worker))
+
     def _stop_requested(self, event: StopRequested, commands: List[Command]) -> None:
         self._stop(commands)
 
@@ -380,5 +389,6 @@ _HANDLERS: Dict[type, Callable[..., None]] = {
     StepInteractive: Scheduler._step_interactive,
     StepsReturned: Scheduler._steps_returned,
     WorkerLost: Scheduler._worker_lost,
+    LaneStalled: Scheduler._lane_stalled,
     StopRequested: Scheduler._stop_requested,
 }

@@ -60,7 +60,10 @@ class Engine(typing.Protocol):
         """Put messages into a worker's lane. Never blocks."""
 
     def revoke(self, worker: int) -> None:
-        """Ask a worker to give back the steps it has not begun; it answers with RETURNED for each."""
+        """Take the steps that a worker has not begun out of its lane: `wait` tells RETURNED for each."""
+
+    def running(self, worker: int) -> Optional[int]:
+        """The step that a worker has begun and not answered for; None: none, or it is not known."""
 
     def kill(self, worker: int, signal: int) -> None:
         """Send a signal to a worker and the programs it has started."""

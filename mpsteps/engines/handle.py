@@ -31,12 +31,14 @@ class WorkerHandle:
     `in_lane`: step -> number of its message, for what was sent and is not answered; numbers rise from 1 without gaps.
     `backlog` holds frames that the ring has had no room for: no more than the scheduler's lane depth of step messages,
     and at most one answer. `held`: step messages that came while others were being taken back; they have no number yet.
+    `_told`: steps whose fate was told before the worker's own reply, which is then passed over: `True`, it finished;
+    `False`, it was taken back.
     `damage`: what was found to be wrong with the lane ('': nothing).
     """
 
     __slots__ = (
-        "_first_revoked", "_next_number", "backlog", "damage", "end", "held", "in_lane", "lane", "log", "number", "pid",
-        "ready", "unfit",
+        "_first_revoked", "_next_number", "_told", "backlog", "damage", "end", "held", "in_lane", "lane", "log",
+        "number", "pid", "ready", "unfit",
     )  # fmt: skip
 
     def __init__(self, number: int, log: Optional[str]) -> None:
@@ -50,6 +52,7 @@ class WorkerHandle:
         self.damage = ""
         self._next_number = 1
         self._first_revoked = NEVER
+        self._told: Dict[int, bool] = {}
         self.in_lane: Dict[int, int] = {}
         self.backlog: Deque[bytes] = deque()
         self.held: List[Message] = []
@@ -108,11 +111,36 @@ class WorkerHandle:
         """Whether something is kept back for want of room."""
         return bool(self.backlog) or self.end.send.unsent > 0
 
-    def revoke(self) -> None:
-        """Take back what is not begun: the worker passes over it and answers RETURNED for each. What is sent from now
-        on is held until all in the lane is answered."""
-        if self.in_lane and self._first_revoked == NEVER and not self.damage:
-            self._first_revoked = self.end.revoke(self.end.begun() + 1)
+    def running(self) -> Optional[int]:
+        """The step that the worker has begun and not finished, as its words say it now."""
+        done, begun = self.end.done(), self.end.begun()
+        if begun <= done:
+            return None
+        return next((step for step, n in self.in_lane.items() if n == begun), None)
+
+    def revoke(self, found: List[Happening]) -> None:
+        """Take back what is not begun, and append what that tells: steps that are back, and those that have finished
+        and whose replies the worker still keeps, since a long step came in between. What is sent from now on is held
+        until the worker has answered for all that it has."""
+        if not self.in_lane or self._first_revoked != NEVER or self.damage:
+            return
+        done = self.end.done()
+        if not self.take(found):  # replies with a content were put into the ring before the worker stored that `done`
+            return
+        self._first_revoked = first = self.end.revoke(self.end.begun() + 1)
+        finished = [step for step, n in self.in_lane.items() if n <= done]
+        back = [step for step, n in self.in_lane.items() if n >= first]
+        replies: List[Message] = []
+        if finished:
+            nothing = [0.0] * len(finished)
+            replies.append((-wire.FINISHED, finished, nothing, nothing))
+        replies.extend((-wire.RETURNED, step) for step in back)
+        for steps, fate in ((finished, True), (back, False)):
+            for step in steps:
+                del self.in_lane[step]
+                self._told[step] = fate
+        if replies:
+            found.append(Replies(self.number, replies))
 
     def _restore(self) -> List[Message]:
         self._first_revoked = NEVER
@@ -134,21 +162,30 @@ class WorkerHandle:
                         del in_lane[first]
                         replies.append(message)
                     elif first == -wire.FINISHED:
-                        _, steps, seconds, cpu_seconds = message
-                        if not len(steps) == len(seconds) == len(cpu_seconds) > 0:
-                            raise ValueError(f"message {message}")
-                        for step in steps:
-                            del in_lane[step]
-                        replies.append(message)
+                        self._finished(message, replies)
                     else:
                         self._hear(message, replies, found)
         except Exception as error:  # RingCorrupt, or whatever reading nonsense raises
             self.damage = f"{type(error).__name__}: {error}"
-        if self._first_revoked != NEVER and not in_lane and not self.damage:
+        if self._first_revoked != NEVER and not in_lane and not self._told and not self.damage:
             replies += self._restore()
         if replies:
             found.append(Replies(self.number, replies))
         return not self.damage
+
+    def _finished(self, message: Message, replies: List[Message]) -> None:
+        """Several steps, without those of which that has been told."""
+        _, steps, seconds, cpu_seconds = message
+        if not len(steps) == len(seconds) == len(cpu_seconds) > 0:
+            raise ValueError(f"message {message}")
+        if self._told:
+            new = [t for t in zip(steps, seconds, cpu_seconds) if not self._told.pop(t[0], False)]
+            if not new:
+                return
+            steps, seconds, cpu_seconds = map(list, zip(*new))
+        for step in steps:
+            del self.in_lane[step]
+        replies.append((-wire.FINISHED, steps, seconds, cpu_seconds))
 
     def _hear(self, message: Message, replies: List[Message], found: List[Happening]) -> None:
         what = -message[0]
@@ -160,6 +197,9 @@ class WorkerHandle:
             found.append(EngineFailed(_unfit(wire.Failure(*message[1]))))
         elif what in (wire.RETURNED, wire.REQUEST):
             if what == wire.RETURNED:
+                if self._told.get(message[1]) is False:
+                    del self._told[message[1]]
+                    return
                 del self.in_lane[message[1]]
             replies.append(message)
         else:

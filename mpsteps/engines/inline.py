@@ -43,6 +43,10 @@ class InlineEngine:
             self._happened.append(Replies(_WORKER, [(-wire.RETURNED, m[0]) for m in self._queue]))
             self._queue.clear()
 
+    def running(self, worker: int) -> Optional[int]:
+        """None: while a step runs here, nobody can ask."""
+        return None
+
     def kill(self, worker: int, signal: int) -> None:
         """A step in this process cannot be killed; a second Ctrl-C interrupts it instead."""
 

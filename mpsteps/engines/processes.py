@@ -176,10 +176,17 @@ class ProcessEngine:
             self._happened.append(Replies(worker, refused))
 
     def revoke(self, worker: int) -> None:
-        """Take back what is not begun. The worker passes over those messages and answers RETURNED for each."""
+        """Take back what is not begun; `wait` tells which steps are back. The worker passes over their messages."""
         w = self._workers.get(worker)
         if w is not None:
-            w.revoke()
+            w.revoke(self._happened)
+            if w.damage:
+                self._end_wild(w)
+
+    def running(self, worker: int) -> Optional[int]:
+        """The step that a worker has begun and not finished; None: it is between steps."""
+        w = self._workers.get(worker)
+        return w.running() if w is not None and not w.damage else None
 
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
@@ -241,7 +248,8 @@ class ProcessEngine:
         return any(w.end.has_work() for w in self._workers.values() if not w.damage)
 
     def _collect(self) -> List[Happening]:
-        found: List[Happening] = []
+        """What has happened, oldest first."""
+        found = self._take_happened()
         for w in self._workers.values():
             if w.damage:
                 continue  # it is being killed
