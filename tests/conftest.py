@@ -116,8 +116,8 @@ ONCE = frozenset({
     "test_journal_faults", "test_journal_format", "test_layering", "test_orphans", "test_parity", "test_progress",
     "test_random_graphs", "test_records", "test_resume", "test_ring_interleavings", "test_rundir",
     "test_scheduler_random", "test_scheduler_stateful", "test_ahead", "test_balance", "test_recorder",
-    "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks", "test_large",
-    "test_shared_array", "test_slots", "test_graph",
+    "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks",
+    "test_large", "test_shared_array", "test_slots", "test_graph",
 })  # fmt: skip
 """Modules whose tests do not depend on the Python version, but for those marked `versions`."""
 
