@@ -75,6 +75,9 @@ class Work(typing.Protocol):
     def running(self, step: int) -> None:
         """A worker begins this step."""
 
+    def errands(self) -> List[Tuple[int, Message]]:
+        """Orders to workers, each with the worker's number, that can be sent at any time."""
+
     def finished(self, worker: int, pid: int, step: int, seconds: float, cpu: float, extras: Any) -> Optional[Failure]:
         """A step ended well: take in value and changes. A Failure: they could not be taken in."""
 
@@ -220,6 +223,8 @@ class Coordinator:
                     self.engine.send(worker, messages)
             self.take_inbox()
         self.work.commit()
+        for worker, order in self.work.errands():
+            self.engine.send(worker, [order])
 
     def _unassign(self, dispatches: List[Dispatch]) -> None:
         """What was assigned, and not sent yet, is not to be sent."""

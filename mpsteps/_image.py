@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from mpsteps._ipc import state, wire
 from mpsteps.errors import SerializationError
 
-Image = Dict[str, bytes]
+Image = Dict[str, Any]
+"""Parcels of the class and of the state; that of the state may have large arrays in a block of the arena."""
 
 _CHECKED = 16 << 20
 """Bytes up to which an image is loaded once here to see that it can be: of more, that would cost too much memory."""
@@ -17,8 +18,8 @@ _CHECKED = 16 << 20
 _FAULTS = (Exception, SystemExit, GeneratorExit)  # what a __reduce__ or __getstate__ of a user's class may raise
 
 
-def take_image(protocol: Any) -> Tuple[Image, List[str]]:
-    """The image, and a sentence for each attribute that cannot travel.
+def take_image(protocol: Any, pack: Callable[[Any, Any], Any] = wire.pack) -> Tuple[Image, List[str]]:
+    """The image, and a sentence for each attribute that cannot travel. `pack` makes the parcel of the attributes.
 
     The class and the attributes travel apart, so that an attribute that refers to the protocol (a bound method, a
     helper that knows its owner) refers to the worker's one there. In place of what cannot travel the worker has a
@@ -33,7 +34,7 @@ def take_image(protocol: Any) -> Tuple[Image, List[str]]:
         ) from error
     attributes = protocol.__getstate__()
     try:
-        return {"class": cls, "state": _checked(attributes, protocol)}, []
+        return {"class": cls, "state": _checked(attributes, protocol, pack)}, []
     except _FAULTS as error:  # some attribute: find out which by trying each
         problem = error
     notes = []
@@ -46,21 +47,21 @@ def take_image(protocol: Any) -> Tuple[Image, List[str]]:
             notes.append(f"attribute '{name}' cannot travel to worker processes ({reason}): steps must not use it")
     if not notes:  # each alone can travel, all together cannot: nothing to blame
         raise SerializationError(f"the protocol cannot travel to worker processes: {problem}") from problem
-    return {"class": cls, "state": wire.pack(attributes, protocol)}, notes
+    return {"class": cls, "state": pack(attributes, protocol)}, notes
 
 
-def _checked(value: Any, protocol: Any) -> bytes:
-    parcel = wire.pack(value, protocol)
-    if len(parcel) <= _CHECKED:
+def _checked(value: Any, protocol: Any, pack: Callable[[Any, Any], Any] = wire.pack) -> Any:
+    parcel = pack(value, protocol)
+    if isinstance(parcel, bytes) and len(parcel) <= _CHECKED:
         wire.unpack(parcel, protocol)
     return parcel
 
 
-def load_image(image: Image) -> Any:
-    """The protocol of an image. Runs the user's code (imports and unpickling)."""
+def load_image(image: Image, unpack: Callable[[Any, Any], Any] = wire.unpack) -> Any:
+    """The protocol of an image; `unpack` opens the parcel of its state. Runs the user's code: imports, unpickling."""
     cls = wire.unpack(image["class"])
     protocol = cls.__new__(cls)
-    protocol.__setstate__(wire.unpack(image["state"], protocol))
+    protocol.__setstate__(unpack(image["state"], protocol))
     return protocol
 
 

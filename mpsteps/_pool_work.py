@@ -21,7 +21,10 @@ from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Status
 from mpsteps._ipc import wire
+from mpsteps._ipc.blocks import BlockError
+from mpsteps._ipc.large import Parcel, travels_plainly
 from mpsteps._ipc.wire import Failure
+from mpsteps._large_values import LargeValues
 from mpsteps._pool_functions import Functions
 from mpsteps._pool_task import Task, cannot_travel, error_of, failed, not_run, step_error
 from mpsteps.engines.base import Message
@@ -55,8 +58,9 @@ class PoolWork:
         self._failures: Dict[int, Tuple[int, Failure]] = {}  # step -> the worker where it failed, and why
         self._errors: Dict[int, _Reason] = {}  # of failed steps, until the scheduler has told of all it skips for them
         self._uses: Dict[int, int] = {}  # step -> how often its result stands in arguments of steps that have not ended
-        self._parcels: Dict[int, bytes] = {}  # results of those that have ended
+        self._parcels: Dict[int, Parcel] = {}  # results of those that have ended
         self._functions = Functions()
+        self._large = LargeValues(workers)
         self._coordinator = Coordinator(self._new_scheduler(), ProcessEngine(workers, self._setup), self)
         self._thread = threading.Thread(target=self._loop, name="mpsteps-coordinator", daemon=True)
 
@@ -125,6 +129,7 @@ class PoolWork:
             with self._gate:
                 self._ended = True
             self._coordinator.engine.stop()
+            self._large.close()
             _alive.discard(self)
 
     def _fail_everything(self, why: BaseException) -> None:
@@ -220,7 +225,7 @@ class PoolWork:
                 _guard(task.cancel)
 
     def _setup(self, worker: int) -> Dict[str, Any]:
-        return {}  # a worker of a pool has nothing to begin with
+        return {"arena": self._large.for_workers}
 
     # ------------------------------------------------------------- the coordinator's Work
 
@@ -234,17 +239,28 @@ class PoolWork:
         try:
             fn = self._functions.pack(worker, task.fn)
             part = ""
-            args = wire.pack_arguments(task.args, task.kwargs)
+            args: Any = task.args
+            if task.kwargs or not travels_plainly(args):
+                args = self._large.pack((args, task.kwargs), ("step", step))
         except BaseException as error:  # also SystemExit: it comes from what the user made
             part = part or wire.what_cannot_travel(task.args, task.kwargs)
             return cannot_travel(error, part, f"its {part} cannot travel to a worker process")
         if task.uses:
-            extras["results"] = {used: self._parcels.get(used) for used in task.uses}
+            extras["results"] = {used: self._told(used, step) for used in task.uses}
         return (step, attempt, fn, args, None, extras or None)
+
+    def _told(self, used: int, step: int) -> Optional[Parcel]:
+        """The result of `used` for `step`; None if it is sent just before it."""
+        parcel = self._parcels.get(used)
+        return None if parcel is None else self._large.tell(parcel, ("step", step))
 
     def messages(self, worker: int, steps: Tuple[int, ...]) -> List[Message | Failure]:
         """Those of several ordinary steps."""
         return [self.message(worker, step, 1, ()) for step in steps]
+
+    def errands(self) -> List[Tuple[int, Message]]:
+        """Blocks of large values that workers may free."""
+        return self._large.orders()
 
     def take_orders(self) -> List[Message]:
         """Orders that must reach the worker before the messages just made."""
@@ -256,15 +272,21 @@ class PoolWork:
         """Set the future's result; a Failure if the value cannot be loaded here."""
         task = self._tasks[step]
         value = None
-        parcel = _NONE
+        parcel: Parcel = _NONE
+        self._large.answered(worker, extras)
         if extras and "value" in extras:
             parcel = extras["value"]
             try:
-                value = wire.unpack(parcel)
+                self._large.hold(worker, parcel, ("value", step))
+                value = self._large.open(parcel)
+            except BlockError as error:
+                return Failure("lost", "StepLost", f"it finished, and its result went with its worker: {error}")
             except BaseException as error:  # also SystemExit: it comes from what the user made
                 return cannot_travel(error, "result", "its result cannot be loaded")
         if step in self._uses:
             self._parcels[step] = parcel
+        else:
+            self._large.end(("value", step))
         self._leave(task)
         _guard(task.future.set_result, value)
         return None
@@ -278,6 +300,7 @@ class PoolWork:
 
     def _leave(self, task: Task) -> None:
         """The step has ended: forget it, and results that nobody needs any more."""
+        self._large.end(("step", task.step))
         del self._tasks[task.step]
         del self._by_future[task.future]
         for used in task.uses:
@@ -285,6 +308,7 @@ class PoolWork:
             if not left:
                 del self._uses[used]
                 self._parcels.pop(used, None)
+                self._large.end(("value", used))
 
     def failed(
         self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,
@@ -292,6 +316,7 @@ class PoolWork:
     ) -> None:  # fmt: skip
         """Remember why, for `closed`."""
         self._failures[step] = worker, failure._replace(pid=failure.pid or pid)
+        self._large.failed(worker, step, extras)
 
     def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
         """Futures of failed and skipped steps learn why."""
@@ -323,6 +348,7 @@ class PoolWork:
     def worker_gone(self, worker: int) -> None:
         """What it knew is gone."""
         self._functions.forget_worker(worker)
+        self._large.gone(worker)
 
     def timeout(self, step: int) -> Optional[float]:
         """Seconds it may run."""
@@ -349,6 +375,8 @@ class PoolWork:
 
     def returned(self, steps: Tuple[int, ...]) -> None:
         """They are sent again; their futures count as running."""
+        for step in steps:
+            self._large.end(("step", step))
 
     def worker_up(self, worker: int, pid: int) -> None:
         """Nothing to do."""

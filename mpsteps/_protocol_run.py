@@ -7,6 +7,7 @@ insert others, above all) comes in through `_sink`; what they return is kept by 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 import traceback
@@ -21,10 +22,13 @@ from mpsteps._demands import Demands
 from mpsteps._failures import step_error
 from mpsteps._image import Image, take_image
 from mpsteps._ipc import state, wire
+from mpsteps._ipc.large import travels_plainly
 from mpsteps._ipc.wire import Failure
+from mpsteps._large_values import LargeValues
 from mpsteps._local import Here, run_here
 from mpsteps._ownchanges import OwnChanges
 from mpsteps._recorder import Recorder
+from mpsteps._results import VALUES
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import StateLog
@@ -54,7 +58,7 @@ class ProtocolRun:
 
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
-        gpu_groups: List[Tuple[int, ...]], logs: Optional[str],
+        gpu_groups: List[Tuple[int, ...]], logs: Optional[str], sync: bool = False,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.steps: List[Step] = list(protocol._steps)
@@ -73,10 +77,12 @@ class ProtocolRun:
         self._by_value = by_value
         self._gpu_groups = gpu_groups
         self._logs = logs
+        self._sync = sync  # what is recorded is to survive a power failure
         self._demands = Demands(protocol, by_value, len(gpu_groups))
         self._timeouts: Dict[int, float] = {}
         self._interactive: Set[int] = set()
-        self._values = StepValues(protocol, self.steps)
+        self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
+        self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
@@ -191,9 +197,7 @@ class ProtocolRun:
         if record.started is not None:
             step._started = record.started
             step._ended = record.started + (record.seconds or 0.0)
-        parcel = self._recorder.kept(step._id, record)
-        if parcel is not None:
-            self._values.keep(step, parcel)
+        self._values.restore(step, self._recorder.kept(step._id, record))
         self.done += 1
         self.kept += 1
         self.kept_cpu_seconds += record.cpu_seconds or 0.0
@@ -201,19 +205,28 @@ class ProtocolRun:
     def setup(self, worker: int) -> Dict[str, Any]:
         """What a new worker starts from: the protocol as it is now."""
         assert self._state is not None
+        assert self._blocks is not None
         if self._own is not None:
             self._own.collect()  # or what a local step is doing would be in the image and never taken back
         version = self._state.version
         if self._image[0] != version:
-            image, notes = take_image(self.protocol)
+            blocks = self._blocks
+            blocks.end("image")
+            image, notes = take_image(self.protocol, lambda value, anchor: blocks.pack(value, "image", anchor))
             self._image = (version, image)
             for note in notes:
                 self.protocol.warning(note)
         self._state.join(worker)
-        return {"image": self._image[1], "ignored": list(FRAMEWORK_ATTRIBUTES), "halt": not self.protocol.keepGoing}
+        image = {**self._image[1], "state": self._blocks.tell(self._image[1]["state"], ("image", worker))}
+        return {
+            "image": image, "ignored": list(FRAMEWORK_ATTRIBUTES), "halt": not self.protocol.keepGoing,
+            "arena": self._blocks.for_workers, "values": (os.path.join(self.run_dir, VALUES), self._sync),
+        }  # fmt: skip
 
     def end(self) -> None:
-        """The loop is over: steps cannot be inserted any more."""
+        """The loop is over: steps cannot be inserted any more. Workers are gone."""
+        if self._blocks is not None:
+            self._blocks.close()
         self.protocol._sink = None
 
     # -------------------------------------------------------------- the coordinator's Work
@@ -228,17 +241,20 @@ class ProtocolRun:
             function = getattr(self.protocol, s._func) if isinstance(s._func, str) else s._func
             return (step, attempt, function, put_results(s._args, self._values.here), {}, extras)
         part = "function"
+        assert self._blocks is not None
         try:
             fn = s._func if isinstance(s._func, str) else wire.pack(s._func, self.protocol)
             part = ""
-            args = wire.pack_arguments(s._args, None, self.protocol)
+            args: Any = s._args
+            if not travels_plainly(args):
+                args = self._blocks.pack((args, {}), ("step", step), self.protocol)
         except Exception as error:
             part = part or wire.what_cannot_travel(s._args, {}, self.protocol)
             failure = wire.describe(error, "serialization", part)
             return failure._replace(
                 message=f"{part} cannot travel to a worker process ({failure.type_name}: {failure.message})"
             )
-        if type(args) is bytes:
+        if type(args) is not tuple:
             extras = self._values.add_used(s, extras)
         assert self._state is not None
         return (step, attempt, fn, args, self._state.news(worker, (step,)), extras)
@@ -248,12 +264,12 @@ class ProtocolRun:
         if not self._by_value:
             return [self.message(worker, step, 1, ()) for step in steps]
         made: List[Any] = []
-        all_steps, is_plain = self.steps, wire.is_plain
+        all_steps = self.steps
         news_due = True
         for step in steps:
             s = all_steps[step - 1]
             func, args = s._func, s._args
-            if news_due or type(func) is not str or not is_plain(args):
+            if news_due or type(func) is not str or not travels_plainly(args):
                 message = self.message(worker, step, 1, ())
                 news_due = news_due and type(message) is Failure
                 made.append(message)
@@ -266,6 +282,10 @@ class ProtocolRun:
     def take_in(self, item: Any) -> None:
         """Nothing of this kind is posted here."""
         raise InternalError(f"{item!r} was posted")
+
+    def errands(self) -> List[Tuple[int, Message]]:
+        """Blocks of large values that workers may free."""
+        return self._blocks.orders() if self._blocks is not None else []
 
     def take_orders(self) -> List[Message]:
         """None: functions travel with their steps."""
@@ -290,6 +310,8 @@ class ProtocolRun:
             self.steps[step - 1]._status = STATUS_NEW
             if self._state is not None:
                 self._state.settle(step)
+            if self._blocks is not None:
+                self._blocks.end(("step", step))
         self._recorder.returned(steps)
 
     def finished(
@@ -300,9 +322,11 @@ class ProtocolRun:
         value: Any = None
         if extras or worker == LOCAL or step in self.sink.changed_graph:
             extras = extras or {}
+            if self._blocks is not None:
+                self._blocks.answered(worker, extras)
             try:
                 changes = self._merge(worker, step, extras)
-                value = self._values.keep(s, extras.get("value"))
+                value = self._values.keep(s, worker, extras.get("value"), extras.get("stored"))
             except Exception as error:
                 failure = wire.describe(error, "serialization", "a change of self")
                 return failure._replace(
@@ -311,6 +335,8 @@ class ProtocolRun:
             self._recorder.outcome(step, value, extras.get("files"), changes, step in self.sink.changed_graph)
         elif self._state is not None:
             self._state.settle(step)
+        if self._blocks is not None:
+            self._blocks.end(("step", step))
         now = time.time()
         s._ended = now
         s._started = now - seconds
@@ -329,6 +355,8 @@ class ProtocolRun:
             return
         if self._state is not None:
             self._state.settle_all(steps)
+        if self._blocks is not None:
+            self._blocks.end_all(steps)
         all_steps, now = self.steps, time.time()
         for step, took in zip(steps, seconds):
             s = all_steps[step - 1]
@@ -364,6 +392,8 @@ class ProtocolRun:
         """Remember why, for `closed` or `retry`; what the attempt changed before it failed is as it would be with
         threads: there."""
         extras = extras or {}
+        if self._blocks is not None:
+            self._blocks.failed(worker, step, extras)
         try:
             self._merge(worker, step, extras)
         except Exception as error:
@@ -426,6 +456,8 @@ class ProtocolRun:
         """Its replica is gone."""
         if self._state is not None:
             self._state.leave(worker)
+        if self._blocks is not None:
+            self._blocks.gone(worker)
 
     def timeout(self, step: int) -> Optional[float]:
         """Seconds it may run."""

@@ -101,11 +101,13 @@ class Recorder:
     def _digest_of(self, step: int) -> str:
         return self.digests.get(step) or f"#{step}"
 
-    def kept(self, step: int, record: StepRecord) -> Optional[bytes]:
-        """A step of an earlier session is taken over; the parcel of its result, if it had one."""
+    def kept(self, step: int, record: StepRecord) -> Dict[str, Any]:
+        """A step of an earlier session is taken over; what it returned: its parcel, or the file where that is."""
         self._records.append(["kept", step, self.digests[step]])
-        value = (record.result or {}).get("value")
-        return unpack_bytes(value) if value else None
+        result = dict(record.result or {})
+        if result.get("value"):
+            result["value"] = unpack_bytes(result["value"])
+        return result
 
     def doubt(self, steps: Sequence[int]) -> None:
         """These were cut in the middle by the end of an earlier session."""
@@ -134,15 +136,15 @@ class Recorder:
         self._records.append(["done", pid, round(time.time(), 6), steps, *times])
 
     def outcome(
-        self, step: int, parcel: Optional[bytes], files: Optional[List[str]], changes: Optional[bytes],
+        self, step: int, value: Optional[Dict[str, Any]], files: Optional[List[str]], changes: Optional[bytes],
         changed_graph: bool,
     ) -> None:  # fmt: skip
         """What a step that is about to be recorded as finished returned and changed."""
         result: Dict[str, Any] = {}
         if files:
             result["files"] = files
-        if parcel is not None:
-            result["value"] = pack_bytes(parcel)
+        if value is not None:
+            result.update({k: pack_bytes(v) if isinstance(v, bytes) else v for k, v in value.items()})
         if changed_graph:
             result[CHANGED_GRAPH] = True
         if result:

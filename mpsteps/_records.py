@@ -17,7 +17,8 @@ started      worker, attempt, time, [id, ...]                  steps are about t
 finished     worker, time, [[id, seconds, cpu, peak KiB], ...] steps have finished
 done         worker, time, [id, ...], [wall, ...], [cpu, ...]  steps have finished that returned and changed nothing;
                                                                times are microseconds, integers
-result       id, {"files": [...]} or {"value": base64}         a step returned something
+result       id, {"files": [...]}, {"value": base64} or        a step returned something; a large value is in that file
+             {"stored": name}                                  of the folder values/
 changed      id, base64                                        all that an attempt of a step changed in self, pickled
 failed       id, worker, attempt, time, error                  an attempt failed; error is {type, message, traceback,
                                                                cause, exitcode, log}, each where it is known

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 from mpsteps._ipc import state, wire
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._recorder import CHANGED_GRAPH
+from mpsteps._results import VALUES
 from mpsteps.steps import Step
 
 
@@ -54,6 +55,8 @@ class Earlier:
         record = records[0]
         result = record.result or {}
         if not all(os.path.exists(f) for f in result.get("files", ())):
+            return None
+        if "stored" in result and not os.path.exists(self._protocol._getPath(VALUES, result["stored"])):
             return None
         changes = self._changes(record)
         if changes is None:

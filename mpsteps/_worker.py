@@ -22,11 +22,12 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
-from mpsteps._ipc import state, wire
+from mpsteps._ipc import large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._results import check_result_files
-from mpsteps.errors import MpstepsError, SerializationError
+from mpsteps._worker_blocks import WorkerBlocks
+from mpsteps.errors import InternalError, MpstepsError, SerializationError
 
 FLUSH_SECONDS = 400e-6
 """Replies are kept back at most about this long while there are more steps to run."""
@@ -40,6 +41,11 @@ SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 PROGRAM_SECONDS = 0.001
 """A step that took less, or not so much longer than its own CPU time, has not run a program."""
+
+_READ_ONLY = (
+    "large arrays that are attributes of the protocol cannot be written by steps: put a new array in the attribute's "
+    "place, return it, or make it with mpsteps.shared_array"
+)
 
 EXIT_LANE_BROKEN = 70  # as EX_SOFTWARE: what came out of the ring was not what the coordinator put in
 
@@ -67,6 +73,7 @@ class Worker:
         self._pending: Deque[Tuple[int, List[state.Change]]] = deque()  # those that may not have been taken in yet
         self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
         self._log_folder = ""
+        self._blocks = WorkerBlocks()
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
@@ -109,6 +116,9 @@ class Worker:
             self._functions[message[1]] = message[2]
         elif order == wire.ANSWER:
             self._answers.append(message[1])
+        elif order == wire.FREE:
+            for key in message[1]:
+                self._blocks.arena.free(key)
         elif order == wire.SETUP:
             self._set_up(message[1])
         elif order == wire.STOP:
@@ -143,10 +153,12 @@ class Worker:
         """Take in the protocol and where output goes; answers READY, or UNFIT with the reason."""
         try:
             self._halt = bool(setup.get("halt"))
+            self._blocks.limit, self._blocks.folder = setup.get("arena", (0, None))
+            self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):
                 self._capture(setup["log"], setup["log_folder"])
             if setup.get("image"):
-                self._protocol = load_image(setup["image"])
+                self._protocol = load_image(setup["image"], self._blocks.open_shared)
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
@@ -292,8 +304,8 @@ class Worker:
             function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
             part = "arguments"
             kwargs: Dict[str, Any] = {}
-            if type(args) is bytes:
-                args, kwargs = wire.unpack(args, self._protocol)
+            if type(args) is not tuple:
+                args, kwargs = self._blocks.open(args, self._protocol)
             if extras:
                 gpus = tuple(extras.get("gpus", ()))
                 if "results" in extras:
@@ -309,6 +321,8 @@ class Worker:
                     found["files"] = files
         except BaseException as error:
             failure = wire.describe(error)
+            if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
+                failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
             del error
         else:
             if value is not None:
@@ -317,7 +331,19 @@ class Worker:
         del function, args, kwargs
         if self._tracker is not None:
             failure = self._pack_changes(found, failure)
+        if self._blocks.in_use:
+            failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _note_blocks(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+        """Tell which blocks something here still reads, now that the step's own variables are gone."""
+        try:
+            keys = self._blocks.news()
+            if keys is not None:
+                found["keeps"] = keys
+        except InternalError as error:
+            failure = failure or wire.describe(error, "serialization", "a large value")
+        return failure
 
     def _enter(self, step: int, attempt: int, gpus: Tuple[int, ...]) -> None:
         """What code of the step may ask about itself."""
@@ -344,22 +370,23 @@ class Worker:
         taken = [p for p, parcel in results.items() if parcel is None]
         return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _TOO_LARGE) != _TOO_LARGE for p in taken)
 
-    def _remember(self, step: int, parcel: Optional[bytes]) -> None:
+    def _remember(self, step: int, parcel: Optional[large.Parcel]) -> None:
         """A step has finished here: those sent ahead behind it may run."""
         recent = self._recent
-        recent[step] = parcel if parcel is None or len(parcel) <= RECENT_BYTES else _TOO_LARGE
+        small = parcel is None or (isinstance(parcel, bytes) and len(parcel) <= RECENT_BYTES)
+        recent[step] = parcel if small else _TOO_LARGE  # type: ignore[assignment]  # a list is not small
         if len(recent) > 2 * RECENT_STEPS:
             for old in list(itertools.islice(recent, RECENT_STEPS)):
                 del recent[old]
 
-    def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[bytes]]) -> Tuple[Any, ...]:
+    def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[large.Parcel]]) -> Tuple[Any, ...]:
         from mpsteps.steps import put_results
 
         def result(step: int) -> Any:
             parcel = results[step]
             if parcel is None:
                 parcel = self._recent[step]
-            return None if parcel is None else wire.unpack(parcel, self._protocol)
+            return None if parcel is None else self._blocks.open(parcel, self._protocol)
 
         return tuple(put_results(args, result))
 
@@ -373,10 +400,9 @@ class Worker:
 
     def _pack_value(self, value: Any, found: Dict[str, Any]) -> Optional[wire.Failure]:
         try:
-            parcel = wire.pack(value, self._protocol)
-            if parcel[:1] == b"p" and not _surely_loads(value):
-                wire.unpack(parcel, self._protocol)
-            found["value"] = parcel
+            found["value"] = parcel = self._blocks.pack(value, self._protocol)
+            if type(parcel) is list and self._blocks.values is not None:
+                found["stored"] = self._blocks.store(value, self._protocol)
             return None
         except BaseException as error:
             return _cannot_send(error, "result", f"the result (of type {type(value).__name__})")
@@ -396,12 +422,6 @@ class Worker:
                 part = error.part if isinstance(error, SerializationError) else "a change of self"
                 failure = wire.describe(error, "serialization", part)
         return failure
-
-
-def _surely_loads(value: Any) -> bool:
-    """Arrays of numbers always load again: trying it would copy them once more."""
-    kind = type(value)
-    return kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject
 
 
 def _cannot_open(error: BaseException, part: str) -> wire.Failure:

@@ -160,8 +160,9 @@ class _Session:
         groups = gpu_groups(cards, self.workers)
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
-            self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs
-        )
+            self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
+            self.durability == "power",
+        )  # fmt: skip
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         scheduler = Scheduler(slots, bool(self.protocol.keepGoing), ahead=engine.by_value)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)

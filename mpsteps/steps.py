@@ -379,11 +379,11 @@ class Step:
 
 
 class Sealed:
-    """A result that is still in the parcel in which it came from a worker; opened when somebody asks for it."""
+    """A result that is still in the parcel in which it came from a worker, or in a file; opened when somebody asks."""
 
     __slots__ = ("_unpack", "parcel")
 
-    def __init__(self, parcel: bytes, unpack: Callable[[bytes], Any]) -> None:
+    def __init__(self, parcel: Any, unpack: Callable[[Any], Any]) -> None:
         self.parcel = parcel
         self._unpack = unpack
 

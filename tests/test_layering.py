@@ -31,8 +31,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_workplace",
     ),
     5: (  # a step at work
-        "_results", "_image", "_local", "_worker", "_zygote", "_spawn", "_demands", "_failures", "_statelog",
-        "_ownchanges", "_recorder", "_shared_array",
+        "_results", "_image", "_local", "_worker", "_worker_blocks", "_large_values", "_step_values", "_zygote",
+        "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder", "_shared_array",
     ),
     6: ("engines", "_coordinator"),  # where steps run, and the one loop
     7: ("_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work"),  # what steps are to the loop

@@ -35,7 +35,8 @@ from pool_steps import (
     wait_for,
 )
 
-from mpsteps import MpstepsError, SerializationError, StepPool
+from mpsteps import MpstepsError, SerializationError, StepPool, _large_values
+from mpsteps._ipc import blocks
 from mpsteps.errors import RemoteTraceback
 
 
@@ -141,10 +142,16 @@ def test_containers_that_contain_themselves_travel(pool: StepPool) -> None:
     assert pool.submit(len, table).result(SOON) == 1
 
 
-def test_arguments_larger_than_a_lane_arrive(pool: StepPool) -> None:
-    """A lane holds some hundred kilobytes; ten megabytes go through it, both ways."""
+@pytest.mark.parametrize("share", [True, False])
+def test_arguments_larger_than_a_lane_arrive(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane holds some hundred kilobytes; ten megabytes go past it, or where nothing can be shared through it, both
+    ways. (In a pool of its own: it keeps the shared memory for the next ones.)"""
+    if not share:
+        monkeypatch.setattr(blocks, "CAN_SHARE", False)
+        monkeypatch.setattr(_large_values, "usable_memory", lambda: 0)
     data = os.urandom(10_000_000)
-    assert pool.submit(bad_objects.pass_on, data).result(SOON) == data
+    with StepPool(1) as pool:
+        assert pool.submit(bad_objects.pass_on, data).result(SOON) == data
 
 
 def test_many_threads_submit_at_once(pool: StepPool) -> None:

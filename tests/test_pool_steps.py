@@ -128,9 +128,12 @@ def test_results_of_map_may_depend_on_futures(pool: StepPool) -> None:
 
 
 def test_a_result_of_none_or_a_large_one_is_passed_on(pool: StepPool) -> None:
-    """None travels as nothing; a megabyte in many frames; an object as itself."""
-    for value in (None, b"x" * 1_000_000, [1, 2], ()):
+    """None travels as nothing; a megabyte in shared memory; an object as itself."""
+    for value in (None, b"x" * 100_000, [1, 2], ()):
         assert pool.submit(bad_objects.pass_on, pool.submit(bad_objects.pass_on, value)).result(SOON) == value
+    with StepPool(2) as other:  # which keeps the memory for the next large one
+        large = other.submit(bad_objects.pass_on, b"x" * 1_000_000)
+        assert other.submit(bad_objects.pass_on, large).result(SOON) == b"x" * 1_000_000
     thing = pool.submit(Thing, "value")
     assert pool.submit(Thing.method, thing).result(SOON) == "value"
 

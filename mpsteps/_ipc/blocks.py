@@ -163,6 +163,13 @@ class _Segment:
         self.address = _address(self.memory)
         self.used_at = 0
 
+    def private(self, offset: int, size: int) -> mmap.mmap:
+        """A mapping of its own for `size` bytes at `offset`, to read and to write: what is written there stays here,
+        page by page. So the block is not changed, and nobody else sees it."""
+        return mmap.mmap(
+            self.fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
+        )
+
     def export(self, offset: int, size: int) -> Any:
         """An object that exports `size` bytes at `offset` and keeps the mapping alive."""
         exporter: Any = (ctypes.c_ubyte * size).from_address(self.address + offset)
@@ -184,11 +191,12 @@ class Attachments:
         self._gets = 0
         # Both are changed by weak references' callbacks at any moment: single operations on dicts only, and no lock.
         self._live: Dict[int, Tuple[int, int, _Segment]] = {}  # number of an exporter -> stamp, word, segment
-        self._exporters: Dict[int, weakref.ref[Any]] = {}  # stamp -> its exporter, if it lives
+        self._exporters: Dict[Tuple[int, bool], weakref.ref[Any]] = {}  # stamp, private -> its exporter, if it lives
 
-    def get(self, reference: Reference) -> List[memoryview]:
-        """The buffers of a block, read-only and contiguous bytes; they stay valid as long as anything made of them.
+    def get(self, reference: Reference, private: bool = False) -> List[memoryview]:
+        """The buffers of a block, contiguous bytes; they stay valid as long as anything made of them.
 
+        They are read-only; `private`: they can be written, and then are this process's own copy, page by page.
         BlockError: it was freed, its owner has ended, or this is no reference. Nothing that does not belong to the
         block is ever returned.
         """
@@ -203,12 +211,15 @@ class Attachments:
             word = parts.offset // 8
             if segment.words[word] != parts.stamp or segment.words[word + 1] != total:
                 raise BlockError(_gone(parts.pid, total, "it was freed while it was still needed"))
-            known = self._exporters.get(parts.stamp)
+            known = self._exporters.get((parts.stamp, private))
             exporter = known() if known is not None else None
             if exporter is None:
-                exporter = segment.export(parts.offset, slot_size(total))
-                self._watch(exporter, parts.stamp, word, segment)
-        whole = memoryview(exporter).cast("B").toreadonly()
+                make = segment.private if private else segment.export
+                exporter = make(parts.offset, slot_size(total))
+                self._watch(exporter, (parts.stamp, private), word, segment)
+        whole = memoryview(exporter).cast("B")
+        if not private:
+            whole = whole.toreadonly()
         return [whole[start : start + size] for start, size in zip(starts, parts.sizes)]
 
     def forward(self, reference: Reference) -> Reference:
@@ -218,7 +229,7 @@ class Attachments:
         """
         parts = _parse(reference)
         segment = self._segments.get(parts.key)
-        if segment is None or parts.stamp not in self._exporters:
+        if segment is None or not {(parts.stamp, False), (parts.stamp, True)} & self._exporters.keys():
             raise BlockError(_gone(parts.pid, size_of(reference), "this process does not hold it"))
         return (os.getpid(), segment.fd, *parts[2:])
 
@@ -278,17 +289,17 @@ class Attachments:
             raise BlockError(f"{parts!r} does not name a block: the size of the segment is another")
         return segment
 
-    def _watch(self, exporter: Any, stamp: int, word: int, segment: _Segment) -> None:
+    def _watch(self, exporter: Any, name: Tuple[int, bool], word: int, segment: _Segment) -> None:
         number = self._gets
         live, exporters = self._live, self._exporters
 
         def died(reference: weakref.ref[Any]) -> None:
             live.pop(number, None)
-            if exporters.get(stamp) is reference:
-                exporters.pop(stamp, None)
+            if exporters.get(name) is reference:
+                exporters.pop(name, None)
 
-        live[number] = (stamp, word, segment)
-        exporters[stamp] = weakref.ref(exporter, died)
+        live[number] = (name[0], word, segment)
+        exporters[name] = weakref.ref(exporter, died)
 
 
 def _parse(reference: Reference) -> Parts:

@@ -12,24 +12,63 @@ the block has the plain buffers, then those of arrays. `Q`: the same with the pi
 
 from __future__ import annotations
 
+import functools
 import io
 import marshal
 import pickle
 import struct
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import cloudpickle
 
 from mpsteps._ipc import wire
 from mpsteps._ipc.arena import Arena, Buffer
-from mpsteps._ipc.blocks import Attachments, Reference
+from mpsteps._ipc.blocks import Attachments, Reference, key_of
 from mpsteps.errors import InternalError
 
 THRESHOLD = 256 << 10
 """Bytes from which a buffer goes through the arena: below, attaching costs more than copying."""
 
+Parcel = Union[bytes, List[Any]]
+"""A parcel as it stands in a message: bytes, or if it has a block [bytes, reference]. (A list, since arguments that are
+plain stand there as a tuple.)"""
+
 _PROTOCOL = 5
 _COUNT = struct.Struct("<I")
+_NUMBERS = frozenset({int, float, type(None), bool})
+_LONG = 4096  # items of a list, tuple or dict: more of them may be large
+
+
+def pack(value: Any, arena: Optional[Arena], anchor: Any = None) -> Parcel:
+    """`pack_large` with a result that can stand in a message."""
+    parcel, reference = pack_large(value, arena, anchor=anchor)
+    return parcel if reference is None else [parcel, reference]
+
+
+def unpack(parcel: Parcel, attachments: Optional[Attachments], anchor: Any = None, private: bool = False) -> Any:
+    """The value of what `pack` gave."""
+    if isinstance(parcel, bytes):
+        return wire.unpack(parcel, anchor)
+    return unpack_large(parcel[0], parcel[1], attachments, anchor, private)
+
+
+def travels_plainly(args: Tuple[Any, ...]) -> bool:
+    """Whether arguments can stand in a message as they are: plain values (see `wire`), and none of them large."""
+    for a in args:
+        kind = type(a)
+        if kind in _NUMBERS:
+            continue
+        if kind is str or kind is bytes:
+            if len(a) >= THRESHOLD:
+                return False
+        elif not wire.is_plain(a) or len(a) > _LONG:
+            return False
+    return True
+
+
+def key(parcel: List[Any]) -> int:
+    """The key of the block of a parcel that has one."""
+    return key_of(parcel[1])
 
 
 def pack_large(
@@ -62,9 +101,11 @@ def pack_large(
 
 
 def unpack_large(
-    parcel: bytes, reference: Optional[Reference], attachments: Optional[Attachments], anchor: Any = None
-) -> Any:
-    """The value of a parcel. Arrays that lie in the block are read-only, and keep it in use as long as they live.
+    parcel: bytes, reference: Optional[Reference], attachments: Optional[Attachments], anchor: Any = None,
+    private: bool = False,
+) -> Any:  # fmt: skip
+    """The value of a parcel. Arrays that lie in the block keep it in use as long as they live. They are read-only;
+    `private`: to be written as well, which changes them here and nowhere else.
 
     BlockError if the block cannot be opened. Runs the user's code: call it inside a try block.
     """
@@ -72,7 +113,7 @@ def unpack_large(
         return wire.unpack(parcel, anchor)
     if attachments is None:
         raise InternalError("a large value came to a place where no blocks can be read")
-    views = attachments.get(reference)
+    views = attachments.get(reference, private)
     kind = parcel[:1]
     if kind == b"M":
         return marshal.loads(views[0])
@@ -85,19 +126,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
     """Keeps large buffers out of the pickle: `plain` of bytes and bytearrays, by index; `arrays` in their order."""
 
     def __init__(self, file: io.BytesIO, anchor: Any, threshold: int) -> None:
-        super().__init__(file, protocol=_PROTOCOL, buffer_callback=self._keep_in)
+        # Not a bound method: that would be a circle, and keep the arrays until somebody collects garbage.
+        self.arrays: List[Buffer] = []
+        super().__init__(file, protocol=_PROTOCOL, buffer_callback=functools.partial(_keep_in, self.arrays, threshold))
         self._anchor = _Pickler if anchor is None else anchor  # None must not be taken for the anchor
         self._threshold = threshold
         self._known: Dict[int, Tuple[str, int]] = {}
         self.plain: List[Buffer] = []
-        self.arrays: List[Buffer] = []
-
-    def _keep_in(self, buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes < self._threshold:
-            return True
-        self.arrays.append(view)
-        return False
 
     def persistent_id(self, obj: Any) -> Any:
         """Called for every object before anything else is done with it."""
@@ -109,6 +144,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
                 self.plain.append(obj)  # which also keeps its id from being given to another
             return known
         return "anchor" if obj is self._anchor else None
+
+
+def _keep_in(arrays: List[Buffer], threshold: int, buffer: pickle.PickleBuffer) -> bool:
+    """Whether a buffer stays in the pickle; if not, it is added to `arrays`."""
+    view = buffer.raw()
+    if view.nbytes < threshold:
+        return True
+    arrays.append(view)
+    return False
 
 
 class _Unpickler(pickle.Unpickler):

@@ -9,19 +9,24 @@ Messages from the coordinator (a positive number is a step id, a negative one an
 
     (id, attempt, function, arguments, changes, extras)   run a step
         function   str: a method of the protocol; int: a published function; bytes: a parcel of a callable
-        arguments  tuple of plain values, or bytes: a parcel of (args, kwargs)
+        arguments  tuple of plain values, or a parcel of (args, kwargs)
         changes    what the worker must hear of first: None; the number of its replies with changes of self that
                    have been taken in; or (that number, parcels of others' changes in order)
         extras     None, or a dict: gpus; results (by step id, a parcel for each `ResultOf`; None: a step before this
                    one in the lane returns it); ahead (ids of prerequisites that stand before it in the lane: if one
                    of them has not finished there when it is this one's turn, give this one back)
-    (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel)
+    (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel) (-FREE, keys of blocks)
+
+A parcel of arguments or of a value, and that of an image's state, may have large buffers in a block of the arena: then
+it is a list, see `large`.
 
 Messages from a worker:
 
     (-FINISHED, ids, seconds, cpu_seconds)                   finished, one after another; lists, an item for each: no
                                                              value, no change of self, no output
-    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log, interactive
+    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log; stored: the
+                                                             file in which the value is, too; keeps: the
+                                                             keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
     (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
 """
@@ -39,7 +44,7 @@ import cloudpickle
 
 from mpsteps.errors import SerializationError
 
-STOP, SETUP, FUNCTION, ANSWER = 1, 2, 3, 4
+STOP, SETUP, FUNCTION, ANSWER, FREE = 1, 2, 3, 4, 5
 RETURNED, READY, UNFIT, REQUEST, FINISHED = 11, 12, 13, 14, 15
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
