@@ -1,64 +1,46 @@
-"""How many empty steps a second? Independent ones, each its own message.
+"""How many empty steps a second? Independent ones, each a message of its own.
 
 ::
 
-    o  o  o  o  ...  o        10,000 steps, no edges
+    o  o  o  o  ...  o        10,000 steps (and 100,000), no edges
 
-mpsteps: a whole protocol run (insertion, journal, start and end of its workers included), and a warm StepPool.
-ProcessPoolExecutor and multiprocessing.Pool: one `submit` or `apply_async` a step, on a warm pool.
+In the time: from the first submission to the last result, of pools that are up and warm. A run of a protocol also
+starts its workers, inserts and journals its steps, and ends its workers; "engine only" is that same run from its first
+step's dispatch to the end of its last. The plain loop is what the steps themselves take. At 100,000 steps only mpsteps
+is run: what a long run comes to, all included. Systems that take milliseconds a step run fewer of them; the table says
+how many.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
-import time
-from typing import Any, Dict, List, Optional, Sequence
+import argparse
+from typing import List, Optional, Sequence
 
-import mpsteps
-from perf._harness import check, interleaved, options, save, table
-from perf._protocols import empty_run
+from perf._harness import Result, count_of, rate_table, runs_of, script
+from perf._systems import ALL, OURS, chosen, in_turn, independent_job
+from perf._work import board
 
-
-def submit_all(pool: Any, count: int) -> float:
-    """Seconds to submit `count` calls and to have all their results."""
-    started = time.perf_counter()
-    futures = [pool.submit(abs, i) for i in range(count)]
-    total = sum(f.result() for f in futures)
-    took = time.perf_counter() - started
-    check(total == count * (count - 1) // 2, "the sum of the results")
-    return took
+LONG = 10
+"""The longer run has so many times the steps."""
 
 
-def apply_all(pool: Any, count: int) -> float:
-    """The same with multiprocessing.Pool."""
-    started = time.perf_counter()
-    results = [pool.apply_async(abs, (i,)) for i in range(count)]
-    total = sum(r.get() for r in results)
-    took = time.perf_counter() - started
-    check(total == count * (count - 1) // 2, "the sum of the results")
-    return took
-
-
-def main(argv: Optional[Sequence[str]] = None) -> List[Dict[str, Any]]:
-    """Measure, print, save."""
-    args = options(argv, __doc__)
-    count = 200 if args.smoke else 10_000
-    with mpsteps.StepPool(args.workers) as steps, concurrent.futures.ProcessPoolExecutor(
-        args.workers
-    ) as ppe, multiprocessing.Pool(args.workers) as pool:
-        seconds = interleaved(
-            {
-                "ProcessPoolExecutor": lambda: submit_all(ppe, count),
-                "multiprocessing.Pool": lambda: apply_all(pool, count),
-                "mpsteps.StepPool": lambda: submit_all(steps, count),
-                "mpsteps protocol, journal on": lambda: empty_run(count, False, args.workers),
-            },
-            args.runs,
-        )
-    results = [table(f"wide: {count:,} empty independent steps", seconds, count, "ProcessPoolExecutor")]
-    save(args.json, results)
+def measure(args: argparse.Namespace) -> List[Result]:
+    """Both tables."""
+    count = count_of(args, usual=10_000, smoke=200)
+    names = chosen(args, ALL)
+    with board(LONG * count) as marks:
+        rows = in_turn(args, names, lambda s: [independent_job(s, marks, count)], runs_of(args))
+        results = [rate_table("wide", f"wide: {count:,} empty independent steps", rows)]
+        ours = [name for name in names if name in OURS]
+        if ours:
+            rows = in_turn(args, ours, lambda s: [independent_job(s, marks, LONG * count)], runs_of(args))
+            results.append(rate_table("wide, long", f"wide: {LONG * count:,} empty independent steps", rows))
     return results
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Measure, print, save."""
+    script(argv, __doc__, measure, "steps of the first table; the second has ten times as many (default: 10,000)")
 
 
 if __name__ == "__main__":
