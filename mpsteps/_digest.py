@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import marshal
+import math
 import os
 import types
 from typing import Any, Callable, Iterable, Union
 
 from mpsteps._ipc import wire
 from mpsteps.steps import ResultOf
+
+TEXT_LIMIT = 200
+"""Longer texts stand in the journal shortened: they serve its reader, and the digest the resume."""
+ITEM_LIMIT = 64
+"""So many items a list, tuple or dict has at most that stands in the journal as it is."""
 
 SIZE = 12  # bytes: a million steps collide with a probability of 10^-17
 
@@ -31,10 +38,49 @@ def step_digest(
     canonical = _Canonical(anchor, digest_of)
     name = function if isinstance(function, str) else canonical.function(function)
     h = _begun(name).copy()
-    h.update(_plain_bytes(args) if wire.is_plain(args) else canonical.bytes_of(args))
+    h.update(_json_bytes(args) if is_json(args) else canonical.bytes_of(args))
     for p in prerequisites:
         h.update(digest_of(p).encode())
     return str(h.hexdigest())
+
+
+def is_json(args: Any) -> bool:
+    """Whether arguments are short, and JSON brings them back so that they have the same text again: numbers, texts,
+    None, and lists, tuples and dicts of them. (A tuple comes back as a list; its text is the same.)"""
+    for a in args:
+        kind = type(a)
+        if kind is int:
+            if not -_LARGE < a < _LARGE:
+                return False
+        elif kind is str:
+            if len(a) > TEXT_LIMIT:
+                return False
+        elif kind is float:
+            if not math.isfinite(a):
+                return False
+        elif not (a is None or kind is bool or _is_json_container(a, kind)):
+            return False
+    return True
+
+
+def _is_json_container(value: Any, kind: type, depth: int = 4) -> bool:
+    if kind not in (tuple, list, dict) or len(value) > ITEM_LIMIT or not depth:
+        return False
+    if kind is dict:
+        if not all(type(k) is str and len(k) <= TEXT_LIMIT for k in value):
+            return False
+        value = value.values()
+    return all(
+        _is_json_container(v, type(v), depth - 1) if type(v) in (tuple, list, dict) else is_json((v,)) for v in value
+    )
+
+
+def _json_bytes(args: Any) -> bytes:
+    return _encode(args).encode("utf-8", "surrogatepass")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
+_LARGE = 2**63  # larger integers are not for every reader of JSON
 
 
 def _plain_bytes(value: Any) -> bytes:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from mpsteps._digest import step_digest
+from mpsteps._digest import TEXT_LIMIT, is_json, step_digest
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalWriter, Record, StepRecord, pack_bytes, unpack_bytes
 from mpsteps.constants import STATUS_WAITING
 from mpsteps.report import shorten
 from mpsteps.steps import Step
 
-_TEXT_LIMIT = 200
-"""Arguments stand in the journal shortened to this many characters: they serve the reader, the digest the resume."""
 CHANGED_GRAPH = "graph"
 """The key in a step's recorded result which says that it inserted, released or connected other steps."""
-_JSON_ATOMS = frozenset({type(None), bool, int, float})
-_LARGE = 2**63  # larger integers are for people only: not every reader of JSON takes them
 
 
 class _Run:
@@ -58,7 +53,7 @@ class Recorder:
             func, number = step._func, step._id
             if (
                 type(func) is not str or step._status == STATUS_WAITING or step._interactive or not step._needsGPU
-                or func != step._funcName or not _is_plain(step._args)
+                or func != step._funcName or not is_json(step._args)
                 or (step._prerequisites and max(step._prerequisites) > number)
             ):  # fmt: skip
                 run = None
@@ -196,26 +191,8 @@ class Recorder:
             self._finished = []
 
 
-def _is_plain(args: Tuple[Any, ...]) -> bool:
-    """Whether JSON brings arguments back as they are: a short list of atoms."""
-    for a in args:
-        kind = type(a)
-        if kind is int:
-            if not -_LARGE < a < _LARGE:
-                return False
-        elif kind is str:
-            if len(a) > _TEXT_LIMIT:
-                return False
-        elif kind is float:
-            if not math.isfinite(a):
-                return False
-        elif a is not None and kind is not bool:
-            return False
-    return True
-
-
 def _readable(args: Tuple[Any, ...]) -> Any:
     """Arguments for people: as they are if they are plain and short, else shortened text."""
-    if _is_plain(args):
+    if is_json(args):
         return args
-    return [a if type(a) in _JSON_ATOMS and _is_plain((a,)) else shorten(a, _TEXT_LIMIT) for a in args]
+    return [a if is_json((a,)) else shorten(a, TEXT_LIMIT) for a in args]

@@ -162,6 +162,9 @@ class Worker:
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
+                self._protocol._stepsExecutor = self._context
+                self._context.log = self._log
+                _context.enter_process(self._context)
             self._reply((-wire.READY, os.getpid()))
         except BaseException as error:
             self._reply((-wire.UNFIT, tuple(wire.describe(error))))
@@ -312,7 +315,10 @@ class Worker:
                     args = self._put_results(args, extras["results"])
         except BaseException as error:
             return None, _cannot_open(error, part)
-        self._enter(step, attempt, gpus)
+        context = self._context
+        context.step, context.attempt = step, attempt
+        if gpus or context.gpus:
+            self._use_cards(gpus)
         try:
             value = function(*args, **kwargs)
             if value is not None and self._protocol is not None:
@@ -329,7 +335,7 @@ class Worker:
                 failure = self._pack_value(value, found)
             value = None
         del function, args, kwargs
-        if self._tracker is not None:
+        if self._tracker is not None and not self._tracker.unchanged():
             failure = self._pack_changes(found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
@@ -345,13 +351,11 @@ class Worker:
             failure = failure or wire.describe(error, "serialization", "a large value")
         return failure
 
-    def _enter(self, step: int, attempt: int, gpus: Tuple[int, ...]) -> None:
-        """What code of the step may ask about itself."""
-        context = self._context
-        context.step, context.attempt, context.gpus, context.log = step, attempt, gpus, self._log
-        if self._protocol is not None:
-            self._protocol._stepsExecutor = context
-        _context.enter_process(context if self._protocol is not None or gpus else None)
+    def _use_cards(self, gpus: Tuple[int, ...]) -> None:
+        """What code of the step may ask about its cards. In a pool there is nothing else that it could ask."""
+        self._context.gpus = gpus
+        if self._protocol is None:
+            _context.enter_process(self._context if gpus else None)
 
     def _hear(self, news: Any) -> None:
         """Take in what others changed; see `mpsteps._statelog` for what comes before what."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import signal
@@ -97,6 +98,18 @@ def _sentence(error: BaseException, doing: str) -> str:
     return f"{doing}{type(error).__name__}: {error}"
 
 
+@contextlib.contextmanager
+def _patient_collector() -> Iterator[None]:
+    """Let Python look for garbage more rarely: steps are many, and none of them is garbage."""
+    before = gc.get_threshold()
+    if before[0]:  # else nobody wants it to look at all
+        gc.set_threshold(max(before[0], 50_000), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 class _Session:
     """One call of `run`: everything that lives as long as it does."""
 
@@ -146,7 +159,8 @@ class _Session:
         protocol._numberOfSteps.set(0)
         own_class_containers(protocol, Protocol)
         self.doing = f"{type(protocol).__name__}._insertAllSteps failed: "
-        protocol._insertAllSteps()
+        with _patient_collector():
+            protocol._insertAllSteps()
         self.doing = ""
         if not protocol._steps and type(protocol)._stepsCheck is Protocol._stepsCheck:
             raise UsageError(

@@ -24,9 +24,9 @@ from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError
 
-LANE_SECONDS = 0.002
+LANE_SECONDS = 0.004
 """A lane is given no more work than this ahead of time."""
-LANE_DEPTH = 256
+LANE_DEPTH = 512
 """... and no more steps than this."""
 LEARNING_RATE = 0.25
 """Weight of the newest duration in a function's running mean."""

@@ -101,13 +101,14 @@ def _detail(value: Any, anchor: Any) -> Any:
 class _Mark:
     """What an attribute was: its identity, and for what can change in place a fingerprint. `anchor`: see `wire`."""
 
-    __slots__ = ("anchor", "box", "detail", "print", "scalar", "value")
+    __slots__ = ("anchor", "box", "detail", "empty", "print", "scalar", "value")
 
     def __init__(self, value: Any, anchor: Any) -> None:
         self.anchor = anchor
         self.value = value
         self.scalar = _is_scalar(value)
         self.box = self.scalar and _is_box(value)
+        self.empty = type(value) in (list, dict, set) and not value
         if self.scalar:
             self.print: Any = value.get()
             self.detail: Any = None
@@ -158,11 +159,13 @@ class Tracker:
         for name, value in vars(target).items():
             self._remember(name, value)
         # What is compared after every step, in columns: names and values of all attributes, scalars with their raw
-        # values, and all else that can change in place. Mostly nothing has changed, and that must cost next to nothing.
+        # values, empty containers, and all else that can change in place. Mostly nothing has changed, and that must
+        # cost next to nothing.
         self._names: List[str] = []
         self._values: List[Any] = []
         self._boxes: List[Any] = []
         self._raws: List[Any] = []
+        self._empty: List[Any] = []
         self._watched: List[_Mark] = []
 
     def _remember(self, name: str, value: Any) -> None:
@@ -172,19 +175,20 @@ class Tracker:
 
     def changes(self) -> List[Change]:
         """The operations that lead from the state at the last call to the state now; then now is remembered."""
-        if self._unchanged():
+        if self.unchanged():
             return []
         found = self._compare()
         self._line_up()
         return found
 
-    def _unchanged(self) -> bool:
-        """Whether everything is as it was when it was lined up last. If in doubt, not."""
+    def unchanged(self) -> bool:
+        """Whether `changes` would surely find nothing: everything is as it was when it was lined up last."""
         attributes = vars(self._target)
         if (
             list(attributes) != self._names
             or not all(map(operator.is_, attributes.values(), self._values))
             or not all(map(operator.is_, map(_raw, self._boxes), self._raws))
+            or any(self._empty)
         ):
             return False
         for mark in self._watched:  # noqa: SIM110  # a generator would cost half as much again
@@ -210,7 +214,9 @@ class Tracker:
             self._values.append(expected)
         boxes = [m for m in watched if m.box]
         self._boxes, self._raws = [m.value for m in boxes], [m.print for m in boxes]
-        self._watched = [m for m in watched if not m.box]
+        rest = [m for m in watched if not m.box]
+        self._empty = [m.value for m in rest if m.empty]
+        self._watched = [m for m in rest if not m.empty]
 
     def _compare(self) -> List[Change]:
         marks, ignored = self._marks, self._ignored
