@@ -272,8 +272,9 @@ class Coordinator:
         late = [w for w, began in self._heads.items() if began + STALL_SECONDS <= now and self.scheduler.is_crowded(w)]
         for worker in late:
             step = self.engine.running(worker)
-            if step is None:
-                continue  # it has just ended
+            if step is None:  # it has just ended, and the reply is on its way
+                self._heads[worker] = now
+                continue
             self.handle(LaneStalled(worker, step))
             self._unassign([d for d in self._dispatches if d.worker == worker])
 

@@ -220,6 +220,27 @@ def test_a_worker_killed_while_steps_are_taken_back_has_one_victim(tmp_path: Pat
 
 
 @pytest.mark.skipif(not shm.ORDERED, reason="nothing is taken back on such a machine")
+def test_a_lane_whose_last_answer_is_there_already_goes_on() -> None:
+    """All was answered when it was to be taken back: nobody will answer any more, and nothing may wait for that."""
+    board, w = Board.create(), WorkerHandle(1, None)
+    try:
+        end = w.lane.worker_side(board)
+        w.send([step_message(1, add, 1, 1), step_message(2, add, 1, 1)])
+        for number in (1, 2):
+            assert end.begin(number)
+        end.send_all(wire.encode([(1, 0.5, 0.5, {"value": b"mx"}), (2, 0.5, 0.5, {"value": b"mx"})]))
+        told: List[Any] = []
+        w.revoke(told)
+        assert [m[0] for m in told[0].messages] == [1, 2]
+        w.send([step_message(3, add, 1, 1)])
+        assert w.held == []
+        assert list(w.in_lane) == [3]
+    finally:
+        w.close()
+        board.close()
+
+
+@pytest.mark.skipif(not shm.ORDERED, reason="nothing is taken back on such a machine")
 def test_a_step_that_was_announced_and_passed_over_is_not_the_victim() -> None:
     """Between the announcement and the answer the worker dies: it had not run the step, and would not have."""
     board, w = Board.create(), WorkerHandle(1, None)

@@ -125,8 +125,9 @@ class WorkerHandle:
         if not self.in_lane or self._first_revoked != NEVER or self.damage:
             return
         done = self.end.done()
-        if not self.take(found):  # replies with a content were put into the ring before the worker stored that `done`
-            return
+        # Replies with a content were put into the ring before the worker stored that `done`.
+        if not self.take(found) or not self.in_lane:
+            return  # nothing is left that the worker could answer for, and what is held is sent upon its last answer
         self._first_revoked = first = self.end.revoke(self.end.begun() + 1)
         finished = [step for step, n in self.in_lane.items() if n <= done]
         back = [step for step, n in self.in_lane.items() if n >= first]
