@@ -111,6 +111,16 @@ class RunHistory:
         self.error = ""
 
 
+def mean_seconds(history: RunHistory) -> dict[str, float]:
+    """How long the finished steps of each function took on average, seconds: what a further session may expect."""
+    taken: dict[str, list[float]] = {}
+    for steps in history.finished_by_digest.values():
+        for step in steps:
+            if step.seconds is not None:
+                taken.setdefault(step.func, []).append(step.seconds)
+    return {func: sum(seconds) / len(seconds) for func, seconds in taken.items()}
+
+
 def replay(records: Iterable[Record], header: Any = None) -> RunHistory:
     """Fold a journal's records into a RunHistory; JournalError for a record that this version does not understand."""
     fold = _Fold(RunHistory(header))

@@ -16,6 +16,7 @@ from mpsteps._coordinator import Coordinator
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
+from mpsteps._history import mean_seconds
 from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
@@ -178,7 +179,8 @@ class _Session:
             self.durability == "power",
         )  # fmt: skip
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
-        scheduler = Scheduler(slots, bool(self.protocol.keepGoing), ahead=engine.by_value)
+        seconds = mean_seconds(self.place.history)
+        scheduler = Scheduler(slots, bool(self.protocol.keepGoing), ahead=engine.by_value, seconds=seconds)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
 

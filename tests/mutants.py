@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
-MODULES = ("register", "graph", "slots", "waiting", "ahead", "lanes", "scheduler")  # in the order of their imports
+MODULES = ("register", "graph", "slots", "waiting", "ahead", "ranks", "lanes", "scheduler")  # in import order
 
 
 class Mutant(NamedTuple):
@@ -74,11 +74,12 @@ MUTANTS: dict[str, Mutant] = {
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
     "hands out a step twice": Mutant(
         "lanes",
-        "            ready.popleft()\n        lane.expected",
-        "            ready.rotate(-1)\n        lane.expected",
+        "                sent.append(step)\n            else:",
+        "                sent.extend((step, step))\n            else:",
     ),
     "queues a returned step twice": Mutant(
-        "waiting", "self.plain.appendleft(step)", "self.plain.extendleft((step, step))"
+        "waiting", "            self.plain.add(step)\n            return\n        self._first_turn",
+        "            self.plain.extend((step, step))\n            return\n        self._first_turn",
     ),
     "loses returned steps": Mutant("scheduler", "for step in reversed(event.steps):", "for step in event.steps[1:]:"),
     "forgets to queue returned steps": Mutant("scheduler", "        self._waiting.rejoin(step)", "        pass"),

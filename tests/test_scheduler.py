@@ -732,7 +732,7 @@ def test_adding_a_step_that_cannot_start_looks_at_no_lane(workers: int, monkeypa
     for step in range(4, 104):
         counted.scheduler.handle(StepAdded(step))
 
-    assert counted.calls == 3 * 100  # two moves and a place in the queue, each
+    assert counted.calls == 4 * 100  # two moves, a place in the queue and a look at who is the first of it, each
 
 
 def test_one_step_may_wait_for_ten_thousand(monkeypatch: pytest.MonkeyPatch) -> None:

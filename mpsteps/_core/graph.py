@@ -21,7 +21,8 @@ class Graph:
     def __init__(self) -> None:
         self._missing: List[int] = [0]  # by step id; id 0 is nobody
         self._dependants: List[_Dependants] = [None]
-        self._has_forward_edges = False  # an edge p -> s with p > s exists; only then can there be a cycle
+        self.has_edges = False
+        self.has_forward_edges = False  # an edge p -> s with p > s exists; only then can there be a cycle
 
     def __len__(self) -> int:
         return len(self._missing) - 1
@@ -47,7 +48,7 @@ class Graph:
         for p in prerequisites:
             count += 1
             if p > step:
-                self._has_forward_edges = True
+                self.has_forward_edges = True
             others = dependants[p]
             if others is None:
                 dependants[p] = step
@@ -56,6 +57,8 @@ class Graph:
             else:
                 others.append(step)  # type: ignore[union-attr]  # a list: the two other cases are above
         self._missing[step] += count
+        if count:
+            self.has_edges = True
 
     def dependants(self, step: int) -> Sequence[int]:
         """The steps that wait for `step`."""
@@ -99,7 +102,7 @@ class Graph:
         """
         if step in prerequisites:
             return [step, step]
-        if not self._has_forward_edges and all(p < step for p in prerequisites):
+        if not self.has_forward_edges and all(p < step for p in prerequisites):
             return None
         wanted = set(prerequisites)
         came_from: Dict[int, int] = {step: step}

@@ -1,10 +1,10 @@
 """Handing out: which ready step goes into which worker's lane, and when.
 
-Ready steps wait in the order in which they became ready. A step goes to the worker with the shortest lane. Behind
-another one it goes only when its function is known to be short: the lane's expected work stays under `LANE_SECONDS`,
-its length under `LANE_DEPTH` and under an even share of what is ready, so that nothing queues behind a long step while
-another worker is idle. If a step takes much longer than its like did, its lane is `stalled`: nothing more goes there
-until it has ended, and what is behind it is taken back.
+Ready steps wait in the order of their ranks (`ranks`), and of equal ones the first inserted goes first. A step goes to
+the worker with the shortest lane. Behind another one it goes only when its function is known to be short: the lane's
+expected work stays under `LANE_SECONDS`, its length under `LANE_DEPTH` and under an even share of what is ready, so
+that nothing queues behind a long step while another worker is idle. If a step takes much longer than its like did, its
+lane is `stalled`: nothing more goes there until it has ended, and what is behind it is taken back.
 
 A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. One that lacks
 CPU or memory slots keeps what is freed from younger steps (otherwise it would starve); one that lacks a graphics card
@@ -18,6 +18,7 @@ from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tu
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
+from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
@@ -68,10 +69,12 @@ class Lanes:
         self._waiting = waiting
         self._lanes: Dict[int, _Lane] = {LOCAL: _Lane()}
         self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
-        self._mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
-        # A step that joins the end of the queue changes nothing for those before it, unless it raises the even share
-        # so far that a lane takes more. These two words make that test cheap: it is made for every step added.
+        self.ranks: Optional[Ranks] = None  # which ready step goes first; None: the first inserted
+        self.mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
+        # A step that joins the queue behind its first one changes nothing, unless it raises the even share so far that
+        # a lane takes more. These words make that test cheap: it is made for every step added.
         self._stirred = True  # something else has happened since the lanes were last filled
+        self._head: Optional[int] = None  # the first of the queue then
         self._enough = 0  # from this many open steps on, a lane would take more
 
     # -------------------------------------------------------------------- asking
@@ -90,7 +93,7 @@ class Lanes:
 
     def mean_seconds(self, function: Hashable) -> Optional[float]:
         """The learned duration of a function's steps, seconds."""
-        return self._mean.get(function)
+        return self.mean.get(function)
 
     # ------------------------------------------------------------- workers and steps
 
@@ -167,7 +170,7 @@ class Lanes:
 
     def learn(self, steps: Sequence[int], seconds: Sequence[float]) -> None:
         """How long steps took."""
-        functions, mean = self._register.functions, self._mean
+        functions, mean = self._register.functions, self.mean
         first = 0
         while first < len(steps):  # mostly once: those of a lane have one function
             f = functions[steps[first]]
@@ -176,14 +179,16 @@ class Lanes:
                 end += 1
             now = sum(seconds[first:end]) / (end - first)
             old = mean.get(f)
-            mean[f] = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
+            mean[f] = new = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
+            if self.ranks is not None:
+                self.ranks.learned(f, new)
             first = end
 
     # ------------------------------------------------------------------ handing out
 
     def assign(self, commands: List[Command], stirred: bool) -> None:
         """Hand out what can be. `stirred`: more has happened since the last call than that steps were added."""
-        if stirred:
+        if stirred or self._waiting.first_plain() != self._head:
             self._stirred = True
         if self._waiting.has_special and self._assign_special(commands):
             return
@@ -242,6 +247,9 @@ class Lanes:
         lanes = [(len(lane.steps), w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.open]
         if len(lanes) > 1:
             lanes.sort(key=_by_length)
+        if self.ranks is not None and self.ranks.due(len(lanes)):
+            self.ranks.work_out()
+            self._waiting.reorder_plain(self.ranks.of)
         depth = self._depth(len(lanes))
         for length, worker, lane in lanes:
             if not self._waiting.plain or length * 2 > depth:
@@ -270,7 +278,7 @@ class Lanes:
                 step = ahead.take(worker)
                 if step is None:
                     break
-                expected = self._mean.get(functions[step])
+                expected = self.mean.get(functions[step])
                 if expected is None or lane.expected + expected > LANE_SECONDS:
                     if expected is not None:
                         ahead.put_back(worker, step)
@@ -295,12 +303,12 @@ class Lanes:
 
     def _fill(self, lane: _Lane, depth: int) -> Tuple[int, ...]:
         """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
-        ready, mean = self._waiting.plain, self._mean
+        ready, mean = self._waiting.plain, self.mean
         statuses, functions = self._register.statuses, self._register.functions
         sent: List[int] = []
         length, work = len(lane.steps), lane.expected
         while ready and length < depth:
-            step = ready[0]
+            step = ready.first()
             if statuses[step] == _READY:
                 expected = mean.get(functions[step])
                 if not length:
@@ -313,7 +321,7 @@ class Lanes:
                 sent.append(step)
             else:
                 self._waiting.withdrawn.discard(step)
-            ready.popleft()
+            ready.pop()
         lane.expected = work
         self._register.move_all(sent, Cause.ASSIGNED)
         lane.steps.extend(sent)
@@ -321,12 +329,12 @@ class Lanes:
 
     def _remember_room(self, lanes: Sequence[Tuple[int, int, _Lane]]) -> None:
         """Work out when it will be worth while to look at the lanes again."""
-        head = self._waiting.first_plain()
+        self._head = head = self._waiting.first_plain()
         self._stirred = head is None
         if head is None:
             return
         self._enough = _NEVER
-        expected = self._mean.get(self._register.functions[head])
+        expected = self.mean.get(self._register.functions[head])
         if expected is not None:
             room = [len(lane.steps) for _, _, lane in lanes if lane.steps and lane.expected + expected <= LANE_SECONDS]
             if room and 2 * min(room) <= LANE_DEPTH:
@@ -353,7 +361,9 @@ class Lanes:
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
         if not stopping and not self._is_reserved():
-            head = next((s for s in self._waiting.plain if statuses[s] == _READY), None)
+            ready = [s for s in self._waiting.plain if statuses[s] == _READY]
+            head = min(ready, key=self._waiting.plain.place, default=None)
+            assert head == self._waiting.first_plain(), f"step {head} goes first, not {self._waiting.first_plain()}"
             lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and lane.open]
             if head is not None:
                 idle = self.slots.free["cpus"] > 0 and not all(lane.steps for lane in lanes)
@@ -372,7 +382,7 @@ class Lanes:
 
     def _has_room(self, lane: _Lane, step: int, workers: int) -> bool:
         """Whether `step` may go behind the others in a lane that is not empty."""
-        expected, depth = self._mean.get(self._register.functions[step]), self._depth(workers)
+        expected, depth = self.mean.get(self._register.functions[step]), self._depth(workers)
         short = expected is not None and lane.expected + expected <= LANE_SECONDS
         return bool(lane.steps) and short and 2 * len(lane.steps) <= depth
 

@@ -31,6 +31,7 @@ class Register:
     def __init__(self) -> None:
         self.statuses = bytearray(1)  # by step id; id 0 is nobody
         self.functions: List[Hashable] = [None]  # by step id: the key under which its duration is learned
+        self.several_functions = False
         self.demands: Dict[int, Demand] = {}  # only of steps that are not PLAIN
         self.counts = [0] * len(Status)
         self._moves: Deque[Tuple[int, Cause]] = deque(maxlen=STORY_LENGTH)
@@ -46,6 +47,8 @@ class Register:
 
     def add(self, step: int, held: bool, function: Hashable, demand: Demand) -> None:
         """A step that does not exist yet begins its life."""
+        if function != self.functions[-1] and len(self.functions) > 1:
+            self.several_functions = True
         short = step + 1 - len(self.statuses)
         if short == 1:
             self.statuses.append(0)
@@ -62,6 +65,8 @@ class Register:
 
     def add_all(self, first: int, count: int, function: Hashable) -> range:
         """`add` for `count` ordinary steps of one function, with the next ids; the caller knows that they are."""
+        if function != self.functions[-1] and len(self.functions) > 1:
+            self.several_functions = True
         self.statuses.extend(bytes(count))
         self.functions.extend(repeat(function, count))
         self.counts[0] += count

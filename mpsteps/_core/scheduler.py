@@ -8,7 +8,7 @@ is what an event means for the other steps.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import (
@@ -34,6 +34,7 @@ from mpsteps._core.events import (
 )
 from mpsteps._core.graph import Graph
 from mpsteps._core.lanes import Lanes
+from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Status
@@ -50,10 +51,15 @@ class Scheduler:
     """Decides which step runs where, and what a failure means for the others.
 
     `keep_going`: after a failure everything that does not depend on it still runs; otherwise no new step starts.
-    `ahead`: short steps may follow their prerequisites into the same lane.
+    `ahead`: short steps may follow their prerequisites into the same lane. `ranked`: the ready step with the longest
+    remaining path goes first; otherwise, the one that was inserted first. `seconds`: what is known of the durations of
+    functions already.
     """
 
-    def __init__(self, slots: SlotPool, keep_going: bool = False, ahead: bool = False) -> None:
+    def __init__(
+        self, slots: SlotPool, keep_going: bool = False, ahead: bool = False, ranked: bool = True,
+        seconds: Optional[Mapping[Any, float]] = None,
+    ) -> None:  # fmt: skip
         self.slots = slots
         self.keep_going = keep_going
         self.stopping = False
@@ -61,8 +67,12 @@ class Scheduler:
         self._graph = Graph()
         self._waiting = Waiting(self._register)
         self._lanes = Lanes(self._register, self._waiting, slots)
+        for function, known in (seconds or {}).items():
+            self._lanes.mean[function] = known
         if ahead:
             self._lanes.ahead = Ahead(self._register, self._graph)
+        if ranked:
+            self._lanes.ranks = Ranks(self._register, self._graph, self._lanes.mean)
         self._doomed: Dict[int, int] = {}  # step in a lane, sent ahead -> the failed step it depends on
         self._attempts: Dict[int, int] = {}  # failed attempts, only of steps that had any
         self._blame: Dict[int, int] = {}  # skipped step -> the failed step it depends on

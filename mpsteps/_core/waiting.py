@@ -1,19 +1,98 @@
 """The steps that are READY, in the order in which they are to be handed out.
 
-Ordinary ones stand in one queue. Those with the same demand of their own wait in one queue each: if the first does not
-fit, none does, so that a thousand steps that wait for one graphics card cost as much as one.
+Ordinary ones stand in a `ReadyQueue`: by rank, if ranks were worked out, and by id. Those with the same demand of their
+own wait in one queue each, in the order in which they became ready: if the first does not fit, none does, so that a
+thousand steps that wait for one graphics card cost as much as one.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Deque, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.register import Register
 from mpsteps._core.steps import Demand, Status
 
 _READY = int(Status.READY)
+
+
+class ReadyQueue:
+    """Steps by rank, the highest first, and of equal rank by id, the smallest first. As long as nobody has given ranks,
+    all are equal.
+
+    Those of one rank are a bucket: mostly they come with rising ids, and stand in a deque; what comes late is in a heap
+    beside it. Invariant: no bucket is empty, and `_ranks` has minus the rank of each.
+    """
+
+    def __init__(self) -> None:
+        self._rank: Optional[Callable[[int], float]] = None
+        self._buckets: Dict[float, Tuple[Deque[int], List[int]]] = {}
+        self._ranks: List[float] = []  # heap
+        self._top: Tuple[Deque[int], List[int]] = (deque(), [])
+
+    def __bool__(self) -> bool:
+        return bool(self._ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        """All, in no order."""
+        return (s for bucket in self._buckets.values() for part in bucket for s in part)
+
+    def place(self, step: int) -> Tuple[float, int]:
+        """The smaller, the earlier it goes."""
+        return (-self._rank(step) if self._rank is not None else 0.0), step
+
+    def add(self, step: int) -> None:
+        """One more."""
+        rank = -self._rank(step) if self._rank is not None else 0.0
+        bucket = self._buckets.get(rank)
+        if bucket is None:
+            bucket = self._open(rank)
+        fifo, late = bucket
+        if fifo and step < fifo[-1]:
+            heapq.heappush(late, step)
+        else:
+            fifo.append(step)
+
+    def extend(self, steps: Sequence[int]) -> None:
+        """Several, with rising ids."""
+        if self._rank is None and steps:
+            fifo, _ = self._buckets.get(0.0) or self._open(0.0)
+            if not fifo or fifo[-1] < steps[0]:
+                fifo.extend(steps)
+                return
+        for step in steps:
+            self.add(step)
+
+    def first(self) -> int:
+        """The next. There must be one."""
+        fifo, late = self._top
+        if not late:
+            return fifo[0]
+        return late[0] if not fifo else min(fifo[0], late[0])
+
+    def pop(self) -> int:
+        """The next, which is taken out."""
+        fifo, late = self._top
+        step = fifo.popleft() if not late or (fifo and fifo[0] < late[0]) else heapq.heappop(late)
+        if not fifo and not late:
+            del self._buckets[heapq.heappop(self._ranks)]
+            if self._ranks:
+                self._top = self._buckets[self._ranks[0]]
+        return step
+
+    def reorder(self, rank: Callable[[int], float], steps: Iterable[int]) -> None:
+        """From now on by these ranks; `steps` are those of the queue that stay in it."""
+        self._rank = rank
+        self._buckets, self._ranks, old = {}, [], sorted(steps)
+        for step in old:
+            self.add(step)
+
+    def _open(self, rank: float) -> Tuple[Deque[int], List[int]]:
+        bucket = self._buckets[rank] = (deque(), [])
+        heapq.heappush(self._ranks, rank)
+        self._top = self._buckets[self._ranks[0]]
+        return bucket
 
 
 class Head(NamedTuple):
@@ -33,7 +112,7 @@ class Waiting:
 
     def __init__(self, register: Register) -> None:
         self._register = register
-        self.plain: Deque[int] = deque()  # PLAIN steps, oldest first
+        self.plain = ReadyQueue()  # PLAIN steps
         self.withdrawn: Set[int] = set()
         self._special: Dict[Demand, Deque[Tuple[int, int]]] = {}  # all others: demand -> (turn, step), oldest first
         self._heads: List[Tuple[int, Demand]] = []  # heap; has the turn of the first step of each queue in `_special`
@@ -43,13 +122,13 @@ class Waiting:
     # -------------------------------------------------------------- coming and going
 
     def join(self, step: int) -> None:
-        """A step has become READY: it waits behind all others (or, once withdrawn, where it still stands)."""
+        """A step has become READY. (Once withdrawn, it waits where it still stands.)"""
         if step in self.withdrawn:
             self.withdrawn.remove(step)
             return
         demand = self._register.demands.get(step)
         if demand is None:
-            self.plain.append(step)
+            self.plain.add(step)
             return
         self._last_turn += 1
         queue = self._special.get(demand)
@@ -59,10 +138,11 @@ class Waiting:
         queue.append((self._last_turn, step))
 
     def rejoin(self, step: int) -> None:
-        """A step is READY again: it is the next to be handed out, since it has waited long enough."""
+        """A step is READY again, where it was; one with a demand of its own is the next of them all, since it has
+        waited long enough."""
         demand = self._register.demands.get(step)
         if demand is None:
-            self.plain.appendleft(step)
+            self.plain.add(step)
             return
         self._first_turn -= 1
         self._special.setdefault(demand, deque()).appendleft((self._first_turn, step))
@@ -73,13 +153,21 @@ class Waiting:
         self.withdrawn.add(step)
 
     def first_plain(self) -> Optional[int]:
-        """The oldest ordinary step."""
+        """The first ordinary step."""
         plain, statuses = self.plain, self._register.statuses
         while plain:
-            if statuses[plain[0]] == _READY:
-                return plain[0]
-            self.withdrawn.discard(plain.popleft())
+            step = plain.first()
+            if statuses[step] == _READY:
+                return step
+            self.withdrawn.discard(plain.pop())
         return None
+
+    def reorder_plain(self, rank: Callable[[int], float]) -> None:
+        """Ordinary steps wait in the order of these ranks, the highest first."""
+        statuses = self._register.statuses
+        gone = {s for s in self.plain if statuses[s] != _READY}
+        self.withdrawn -= gone
+        self.plain.reorder(rank, [s for s in self.plain if s not in gone])
 
     # ---------------------------------------------------------------- special demands
 
