@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import glob
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -17,6 +18,10 @@ import pytest
 TOKEN = f"mpsteps-tests-{uuid.uuid4().hex}"
 """In the environment of every process that tests start, also of those that have detached themselves."""
 os.environ["MPSTEPS_TESTS"] = TOKEN
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Whoever starts the tests in a shell's background has them, and every program that they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PATIENCE = 2.0  # seconds: what a dying process may take
 
