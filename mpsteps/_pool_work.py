@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from concurrent.futures import Future
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import StepAdded, WorkerReady
@@ -55,8 +55,8 @@ class PoolWork:
         self._by_future: Dict[Future[Any], Task] = {}  # the same by future
         self._last = 0
         self._closing = False
-        self._failures: Dict[int, Tuple[int, Failure]] = {}  # step -> the worker where it failed, and why
-        self._errors: Dict[int, _Reason] = {}  # of failed steps, until the scheduler has told of all it skips for them
+        self._failures: Dict[int, Failure] = {}  # attempts that have just failed
+        self._errors: Dict[int, BaseException] = {}  # of failed steps for which others are still to be skipped
         self._uses: Dict[int, int] = {}  # step -> how often its result stands in arguments of steps that have not ended
         self._parcels: Dict[int, Parcel] = {}  # results of those that have ended
         self._functions = Functions()
@@ -315,20 +315,20 @@ class PoolWork:
         extras: Optional[Dict[str, Any]], failure: Failure,
     ) -> None:  # fmt: skip
         """Remember why, for `closed`."""
-        self._failures[step] = worker, failure._replace(pid=failure.pid or pid)
+        self._failures[step] = failure._replace(pid=failure.pid or pid)
         self._large.failed(worker, step, extras)
 
     def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
         """Futures of failed and skipped steps learn why."""
         if status is Status.FAILED:
             step = steps[0]
-            worker, failure = self._failures.pop(step)
+            failure = self._failures.pop(step)
             error = step_error(self._tasks[step], failure)
-            self._errors[step] = _Reason(error, worker, frozenset(self._coordinator.scheduler.lane(worker)))
+            self._errors[step] = error
             self._end(step, error)
         elif status is Status.SKIPPED and because is not None:
             for step in steps:
-                self._end(step, not_run(self._tasks[step], self._errors[because].error))
+                self._end(step, not_run(self._tasks[step], self._errors[because]))
 
     def _end(self, step: int, error: BaseException) -> None:
         task = self._tasks[step]
@@ -338,8 +338,8 @@ class PoolWork:
     def commit(self) -> None:
         """The end of a turn. Nothing is written down."""
         if self._errors:
-            lane = self._coordinator.scheduler.lane
-            self._errors = {s: r for s, r in self._errors.items() if not r.behind.isdisjoint(lane(r.worker))}
+            still = self._coordinator.scheduler.to_be_blamed()
+            self._errors = {step: error for step, error in self._errors.items() if step in still}
 
     def is_over(self) -> bool:
         """After `shut_down`, when nothing is left."""
@@ -391,15 +391,6 @@ class PoolWork:
 
     def on_time(self, now: float) -> None:
         """No timers."""
-
-
-class _Reason(NamedTuple):
-    """Why a step failed. Steps that depend on it are skipped at once, but those that were sent ahead, which are
-    `behind` it in the lane of its `worker`, only when they have come back."""
-
-    error: BaseException
-    worker: int
-    behind: FrozenSet[int]
 
 
 def end_all() -> None:

@@ -49,6 +49,9 @@ from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol, check_prerequisites
 from mpsteps.report import StepReport, shorten
 from mpsteps.steps import Step, put_results
 
+_STEPS_A_FRAME = 50_000
+"""So many steps are written to the journal at once: as text they take some memory, for a moment."""
+
 
 class ProtocolRun:
     """The steps of `protocol` while they run. `coordinator` is set before the loop starts."""
@@ -136,7 +139,9 @@ class ProtocolRun:
         protocol._steps = self.steps
         protocol._sink = self.sink
         protocol._numberOfSteps.set(len(self.steps))
-        self._recorder.inserted(self.steps)
+        for first in range(0, len(self.steps), _STEPS_A_FRAME):
+            self._recorder.inserted(self.steps[first : first + _STEPS_A_FRAME])
+            self._recorder.commit()
         self._tell_all(restored)
         protocol._stepsDone.set(self.done)
         for listener in self._listeners:

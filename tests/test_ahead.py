@@ -13,6 +13,7 @@ from mpsteps._core.events import (
     Dispatch,
     Retry,
     Revoke,
+    Running,
     StepAdded,
     StepFailed,
     StepsFinished,
@@ -70,6 +71,28 @@ def test_a_step_whose_prerequisites_are_in_two_lanes_waits() -> None:
     add(scheduler, StepAdded(4, (2, 3), function="f"))
 
     assert scheduler.status(4) is Status.BLOCKED
+
+
+def test_a_step_that_comes_back_late_is_skipped_for_one_that_failed_elsewhere() -> None:
+    """Its prerequisite was taken out of the lane before it, and failed in another worker's."""
+    scheduler = make(workers=2)
+    scheduler.handle(StepAdded(2, held=True, function="f"))
+    add(scheduler, StepAdded(3, (2,), function="f"), StepAdded(4, (3,), function="f"))
+    from mpsteps._core.events import StepReleased
+
+    scheduler.handle(StepReleased(2))
+    lane, other = (1, 2) if scheduler.lane(1) else (2, 1)
+    assert scheduler.lane(lane) == (2, 3, 4)
+    scheduler.handle(StepsFinished(lane, (2,), (SHORT,)))
+    assert scheduler.handle(StepsReturned(lane, (3,)))[-2:] == [Dispatch(other, (3,)), Running(other, 3)]
+
+    scheduler.handle(StepFailed(other, 3))
+    scheduler.check_invariants()
+    assert scheduler.to_be_blamed() == {3}
+
+    commands = scheduler.handle(StepsReturned(lane, (4,)))
+    assert Closed((4,), Status.SKIPPED, 3) in commands
+    assert scheduler.to_be_blamed() == set()
 
 
 def test_half_of_a_fan_out_is_left_for_the_other_worker() -> None:

@@ -8,7 +8,7 @@ is what an event means for the other steps.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import (
@@ -124,6 +124,10 @@ class Scheduler:
     def blame(self, step: int) -> Optional[int]:
         """The failed step because of which `step` was skipped."""
         return self._blame.get(step)
+
+    def to_be_blamed(self) -> Set[int]:
+        """Failed steps because of which others will yet be skipped: those that were sent ahead and are to come back."""
+        return set(self._doomed.values())
 
     def mean_seconds(self, function: Hashable) -> Optional[float]:
         """The learned duration of a function's steps, seconds."""
@@ -263,6 +267,8 @@ class Scheduler:
         self._register.move_all(steps, Cause.SUCCEEDED)
         if seconds:
             self._lanes.learn(steps, seconds)
+        for step in steps if self._doomed else ():  # it ran all the same: its worker did not know of the failure
+            self._doomed.pop(step, None)
         commands.append(Closed(steps, Status.FINISHED))
         self._release_dependants(steps)
 
@@ -310,6 +316,7 @@ class Scheduler:
             self._back(step, Cause.RETRIED)
             commands.append(Retry(step, failed))
             return
+        self._doomed.pop(step, None)
         self._register.move(step, Cause.FAILED)
         commands.append(Closed((step,), Status.FAILED))
         self._skip(self._graph.close(step), step, commands)
@@ -371,6 +378,7 @@ class Scheduler:
             elif status == _BLOCKED:
                 assert missing(step) > 0, f"step {step} waits for nothing"
             assert (status == Status.SKIPPED) == (step in self._blame), f"step {step}: blamed for its own skipping"
+        assert all(statuses[s] in _IN_LANE for s in self._doomed), f"doomed: {self._doomed}"
         for step, failed in self._attempts.items():
             retries = self._register.demands.get(step, PLAIN).retries
             assert failed <= retries + 1, f"step {step} had {failed} attempts, {retries} retries"
