@@ -62,7 +62,7 @@ class Worker:
         self._answers: Deque[bytes] = deque()
         self._number = 0  # of the last step message taken from the lane, from 1
         self._flushed = 0.0
-        self._spin = SPIN
+        self._spin = self._longest_spin = SPIN
         self._running = 0  # the step that runs, or ran last
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
@@ -101,7 +101,7 @@ class Worker:
         if block and not end.receive.pending():
             started = time.perf_counter()
             end.sleeper.wait(end.receive.pending, None, self._spin)
-            self._spin = next_spin(time.perf_counter() - started)
+            self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             self._cpu = time.process_time()
         for frame in end.receive.drain():
             for message in wire.decode(frame):
@@ -153,6 +153,7 @@ class Worker:
         """Take in the protocol and where output goes; answers READY, or UNFIT with the reason."""
         try:
             self._halt = bool(setup.get("halt"))
+            self._longest_spin = setup.get("spin", SPIN)
             self._blocks.limit, self._blocks.folder = setup.get("arena", (0, None))
             self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):

@@ -129,10 +129,9 @@ MUTANTS: dict[str, Mutant] = {
     "does not say what comes next in a lane": Mutant(
         "lanes", "if self._register.statuses[queue[0]] == _DISPATCHED:", "if False:"
     ),
-    "sends ahead behind prerequisites in two lanes": Mutant("ahead", "entry.where = _MIXED", "pass"),
     "sends ahead what was held": Mutant("ahead", "statuses[step] == _BLOCKED\n", "True\n"),
     "does not name what a step was sent ahead of": Mutant(
-        "lanes", "missing.append(ahead.missing(step))", "missing.append(())"
+        "lanes", "missing.append((prerequisite,))", "missing.append(())"
     ),
     "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
     "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
@@ -146,7 +145,6 @@ MUTANTS: dict[str, Mutant] = {
         "lanes", "            lane.stalled_by = 0\n", "            pass\n"
     ),
     "leaves steps behind one that stalls": Mutant("scheduler", "commands.append(Revoke(event.worker))", "pass"),
-    "chokes on a prerequisite named twice": Mutant("ahead", "entry = flying.get(d)", "entry = flying[d]"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Deque, Dict, List, Set
 
 import pytest
 
+from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import (
     Closed,
     Dispatch,
@@ -21,6 +22,8 @@ from mpsteps._core.events import (
     WorkerLost,
     WorkerReady,
 )
+from mpsteps._core.graph import Graph
+from mpsteps._core.register import Register
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import PLAIN, Demand, Status
@@ -93,6 +96,26 @@ def test_a_step_that_comes_back_late_is_skipped_for_one_that_failed_elsewhere() 
     commands = scheduler.handle(StepsReturned(lane, (4,)))
     assert Closed((4,), Status.SKIPPED, 3) in commands
     assert scheduler.to_be_blamed() == set()
+
+
+def test_what_has_left_its_lane_enables_nobody_there() -> None:
+    """There was no room for the step behind it at first, and by now it may be anywhere."""
+    register, graph = Register(), Graph()
+    for step in (1, 2):
+        register.add(step, False, "f", PLAIN)
+        graph.grow(step)
+    graph.link(2, (1,))
+    ahead = Ahead(register, graph)
+
+    ahead.follow(7, (1,), 1)
+    assert ahead.take(7) == (2, 1)
+    ahead.put_back(7, (2, 1))
+    ahead.answered((1,))
+    assert ahead.take(7) is None
+
+    ahead.follow(8, (1,), 1)
+    assert ahead.take(7) is None
+    assert ahead.take(8) == (2, 1)
 
 
 def test_half_of_a_fan_out_is_left_for_the_other_worker() -> None:

@@ -1,131 +1,89 @@
-"""Steps sent ahead: a blocked step may follow its prerequisites into their lane, so that a chain of short steps costs
-no round trips.
+"""Which steps may be sent before their prerequisite has finished: right behind it, into the same lane.
 
-A worker runs its lane in order, so a step may be sent before its prerequisites have finished if all that are missing
-stand before it in the same lane. The message names them; the worker runs the step if it knows that they have finished
-there, and gives it back otherwise. Then the scheduler blocks it again, or skips it.
+A chain of short steps costs a round trip each, if every step waits until the coordinator has heard of the one before
+it. So a blocked step may be sent as soon as the one prerequisite that it still misses is in a lane, into that lane. The
+message names it; the worker runs the step if it knows that this one has finished there, and gives it back otherwise.
+Then the scheduler blocks it again, or skips it.
 
-Of the dependants that one step enables, its lane takes an even share: the others become ready when it finishes, and
-go wherever there is room. Only steps whose function is known to be short are followed.
+Steps that miss several prerequisites are never sent ahead: what they wait for could run side by side, and a lane that
+drew them in would draw in the whole graph while other workers have nothing to do. Of the steps that one step enables,
+its lane takes an even share: the others become ready when it finishes, and go wherever there is room. Only steps whose
+function is known to be short are followed.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, Optional, Sequence, Set, Tuple
+from typing import Deque, Dict, Optional, Sequence, Tuple
 
 from mpsteps._core.graph import Graph
 from mpsteps._core.register import Register
 from mpsteps._core.steps import Status
 
 _BLOCKED = int(Status.BLOCKED)
-_MIXED = -1
-
-
-class _Flying:
-    """Where the missing prerequisites of a step are."""
-
-    __slots__ = ("prerequisites", "where")
-
-    def __init__(self, where: int) -> None:
-        self.where = where
-        self.prerequisites: Set[int] = set()
 
 
 class Ahead:
     """Which blocked steps could be sent ahead, and where.
 
-    Invariant: `_flying[d]` is (where, prerequisites): those of d's missing prerequisites that are followed, all in that
-    worker's lane (`_MIXED`: in several, and then d has to wait).
+    Invariant: `_followed` has, of the short steps in lanes, the worker of each.
     """
 
     def __init__(self, register: Register, graph: Graph) -> None:
         self._register = register
         self._graph = graph
-        self._followed: Dict[int, int] = {}  # step in flight -> worker
-        self._flying: Dict[int, _Flying] = {}
-        self._next: Dict[int, Deque[int]] = {}  # worker -> steps that may be sent ahead to it, to be checked again
+        self._followed: Dict[int, int] = {}
+        # worker -> (step, its missing prerequisite) that may be sent ahead to it; looked at again before it is sent
+        self._next: Dict[int, Deque[Tuple[int, int]]] = {}
 
     def follow(self, worker: int, steps: Sequence[int], lanes: int) -> None:
         """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable."""
         self._followed.update(dict.fromkeys(steps, worker))
+        missing = self._graph.missing
         for p in self._graph.with_dependants(steps):
-            enabled = [d for d in self._graph.dependants(p) if self._flies(d, p, worker)]
+            enabled = [(d, p) for d in self._graph.dependants(p) if missing(d) == 1]
             if enabled:
                 share = -(-len(enabled) // lanes)
                 self._next.setdefault(worker, deque()).extend(enabled[:share])
 
-    def _flies(self, step: int, prerequisite: int, worker: int) -> bool:
-        """One more missing prerequisite of `step` is in a lane: whether all of them are in this one now."""
-        entry = self._flying.get(step)
-        if entry is None:
-            entry = self._flying[step] = _Flying(worker)
-        elif entry.where != worker:
-            entry.where = _MIXED
-        entry.prerequisites.add(prerequisite)
-        return entry.where == worker and len(entry.prerequisites) == self._graph.missing(step)
-
-    def missing(self, step: int) -> Tuple[int, ...]:
-        """The prerequisites of a step that `take` gave which have not finished."""
-        return tuple(sorted(self._flying[step].prerequisites))
-
     def linked(self, step: int, prerequisites: Sequence[int]) -> None:
-        """`step` waits for these from now on; some may be in a lane already."""
-        for p in prerequisites:
-            worker = self._followed.get(p)
-            if worker is not None and self._flies(step, p, worker):
-                self._next.setdefault(worker, deque()).append(step)
+        """`step` waits for these from now on; the one that it misses may be in a lane already."""
+        if len(prerequisites) == 1 and self._graph.missing(step) == 1:
+            worker = self._followed.get(prerequisites[0])
+            if worker is not None:
+                self._next.setdefault(worker, deque()).append((step, prerequisites[0]))
 
     def answered(self, steps: Sequence[int]) -> None:
-        """These have left their lane, for whatever reason. Before the graph hears of it."""
-        followed, flying = self._followed, self._flying
-        for p in self._graph.with_dependants(steps):
-            if p in followed:
-                for d in self._graph.dependants(p):
-                    entry = flying.get(d)
-                    if entry is not None:  # None: `d` names `p` twice
-                        entry.prerequisites.discard(p)
-                        if not entry.prerequisites:
-                            del flying[d]
+        """These have left their lane, for whatever reason."""
+        followed = self._followed
         for p in steps:
             followed.pop(p, None)
 
-    def take(self, worker: int) -> Optional[int]:
-        """The next step that can be sent ahead to `worker`."""
+    def take(self, worker: int) -> Optional[Tuple[int, int]]:
+        """The next step that can be sent ahead to `worker`, and the prerequisite that it misses."""
         waiting = self._next.get(worker)
         statuses, demands = self._register.statuses, self._register.demands
         while waiting:
-            step = waiting.popleft()
-            entry = self._flying.get(step)
+            step, p = waiting.popleft()
             if (
                 statuses[step] == _BLOCKED
                 and step not in demands
-                and entry is not None
-                and entry.where == worker
-                and len(entry.prerequisites) == self._graph.missing(step)
+                and self._followed.get(p) == worker
+                and self._graph.missing(step) == 1
             ):
-                return step
+                return step, p
         return None
 
-    def put_back(self, worker: int, step: int) -> None:
+    def put_back(self, worker: int, taken: Tuple[int, int]) -> None:
         """There is no room for what `take` gave: it stays the next."""
-        self._next.setdefault(worker, deque()).appendleft(step)
+        self._next.setdefault(worker, deque()).appendleft(taken)
 
     def gone(self, worker: int) -> None:
         """The worker's lane is no more."""
         self._next.pop(worker, None)
 
     def check_invariants(self, lanes: Dict[int, Sequence[int]]) -> None:
-        """Raise AssertionError if the counts are not those of the lanes."""
+        """Raise AssertionError if what is followed is not in the lanes."""
         where = {s: w for w, steps in lanes.items() for s in steps}
         for p, w in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
-        real: Dict[int, Set[int]] = {}
-        for p in self._followed:
-            for d in self._graph.dependants(p):
-                real.setdefault(d, set()).add(p)
-        assert real == {d: entry.prerequisites for d, entry in self._flying.items()}, "flying"
-        for d, prerequisites in real.items():
-            real_lanes = {self._followed[p] for p in prerequisites}
-            lane = self._flying[d].where
-            assert lane == _MIXED or {lane} == real_lanes, f"step {d} flies in lane {lane}, not in {real_lanes}"

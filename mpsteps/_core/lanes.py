@@ -267,7 +267,7 @@ class Lanes:
         self._remember_room(lanes)
 
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
-        """Send blocked steps behind their prerequisites, as far as lanes of short steps have room."""
+        """Send blocked steps behind what they wait for, as far as lanes of short steps have room."""
         functions = self._register.functions
         lanes = [(w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.steps and lane.open]
         for worker, lane in lanes:
@@ -275,20 +275,21 @@ class Lanes:
             missing: List[Tuple[int, ...]] = []
             length = len(lane.steps)
             while length * 2 <= LANE_DEPTH or (sent and length < LANE_DEPTH):
-                step = ahead.take(worker)
-                if step is None:
+                taken = ahead.take(worker)
+                if taken is None:
                     break
+                step, prerequisite = taken
                 expected = self.mean.get(functions[step])
                 if expected is None or lane.expected + expected > LANE_SECONDS:
                     if expected is not None:
-                        ahead.put_back(worker, step)
+                        ahead.put_back(worker, taken)
                     break
                 self._register.move(step, Cause.SENT_AHEAD)
                 lane.steps.append(step)
                 lane.expected += expected
                 length += 1
                 sent.append(step)
-                missing.append(ahead.missing(step))
+                missing.append((prerequisite,))
                 ahead.follow(worker, (step,), len(lanes))
             if sent:
                 commands.append(Dispatch(worker, tuple(sent), tuple(missing)))

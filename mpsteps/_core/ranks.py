@@ -6,8 +6,8 @@ are means by function, learned in this run and taken over from earlier ones; as 
 it counts as the average of the others, so that at first the number of steps decides.
 
 Working ranks out costs a walk over all steps and edges. It is done when it can matter (more is ready than there are
-lanes), and again only when the graph has grown by a quarter or what was learned has changed much, each time after a
-share of the steps has gone by: O(steps + edges) in all. Steps added since have the rank of their own duration alone.
+lanes), and again only when the graph has grown by a quarter, or when what was learned has changed much and four times
+as many steps have finished as the last time. Steps added since have the rank of their own duration alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Ranks:
             return False
         if total > len(self._ranks) * 1.25 + 16:
             return True
-        return self._learned and counts[_FINISHED] - self._finished >= max(8, (total - counts[_FINISHED]) // 16)
+        if not self._register.several_functions:
+            return False  # whatever its steps take, their order is the same
+        return self._learned and counts[_FINISHED] >= 4 * self._finished + 8
 
     def work_out(self) -> None:
         """Of all steps, from the ends of the graph to its beginnings."""

@@ -19,6 +19,7 @@ import time
 from typing import Callable, Sequence
 
 from mpsteps._ipc import shm
+from mpsteps._machine import usable_cores
 from mpsteps.errors import EngineError
 
 #: Seconds of looking before sleeping: about what a sleep and a wake-up across cores cost. Longer ones gained nothing.
@@ -26,6 +27,8 @@ SPIN = 30e-6
 #: Seconds of looking when the wait before was as short: the other side is in the middle of answering. Twice a turn of
 #: the coordinator; sleeping and being woken would cost more than the answer takes.
 LONG_SPIN = 200e-6
+#: The same where there is no core left for who only looks. (Measured with two workers on two cores.)
+CROWDED_SPIN = 80e-6
 #: Seconds: no sleep is longer without a look at the rings. No wake-up is lost; if one were, this is what it costs.
 LONGEST_SLEEP = 5.0
 
@@ -33,9 +36,15 @@ _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _clock = time.monotonic
 
 
-def next_spin(waited: float) -> float:
-    """How long to look before sleeping next time, after a wait of `waited` seconds."""
-    return LONG_SPIN if waited < LONG_SPIN else SPIN
+def next_spin(waited: float, longest: float = LONG_SPIN) -> float:
+    """How long to look before sleeping next time, after a wait of `waited` seconds. `longest`: see `longest_spin`."""
+    return longest if waited < longest else SPIN
+
+
+def longest_spin(workers: int) -> float:
+    """How long a process of an engine with so many workers may look. Where it takes the core that another one needs for
+    its step, a long look costs more than the wake-up that it saves."""
+    return LONG_SPIN if usable_cores() > workers else CROWDED_SPIN
 
 
 class Bell:

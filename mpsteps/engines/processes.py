@@ -29,7 +29,7 @@ from signal import SIGKILL
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from mpsteps._ipc import wire
-from mpsteps._ipc.bell import LONGEST_SLEEP, next_spin
+from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.link import plug_stdio
 from mpsteps._machine import blas_share
@@ -79,6 +79,7 @@ class ProcessEngine:
         self._keep_open = tuple(keep_open)
         self._preload = tuple(preload)
         self._spin = spin
+        self._longest_spin = longest_spin(workers)
         self._workers: Dict[int, WorkerHandle] = {}
         self._last_number = 0
         self._first_log = 0
@@ -146,7 +147,9 @@ class ProcessEngine:
 
     def _set_up(self, w: WorkerHandle) -> None:
         """What a worker waits for before anything else."""
-        setup = {"log": w.log, "log_folder": self._logs or "", **self._setup(w.number)}
+        setup = {
+            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin, **self._setup(w.number)
+        }  # fmt: skip
         w.send([(-wire.SETUP, setup)])
 
     def _refill(self) -> None:
@@ -216,7 +219,7 @@ class ProcessEngine:
             return found + self._take_happened()
         started = time.perf_counter()
         if self._spin and self._spin_until_pending(timeout):
-            self._spin = next_spin(time.perf_counter() - started)
+            self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             return self._collect()
         self._sleeper.prepare()
         self._asleep = True
@@ -229,7 +232,7 @@ class ProcessEngine:
             self._asleep = self._woken = False
             self._sleeper.awake(rung)
             if self._spin:
-                self._spin = next_spin(time.perf_counter() - started)
+                self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
         return self._collect() + self._take_happened()
 
     def _spin_until_pending(self, timeout: Optional[float]) -> bool:
