@@ -7,33 +7,28 @@ insert others, above all) comes in through `_sink`; what they return is kept by 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 import traceback
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
+from mpsteps._announcer import Announcer
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.events import StepAdded, StepRestored, StepsAdded
-from mpsteps._core.graph import find_cycle, in_order
-from mpsteps._core.scheduler import cycle_message
 from mpsteps._core.steps import LOCAL, Status
 from mpsteps._demands import Demands
 from mpsteps._failures import step_error
-from mpsteps._image import Image, take_image
 from mpsteps._ipc import state, wire
-from mpsteps._ipc.large import travels_plainly
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._local import Here, run_here
+from mpsteps._outgoing import Outgoing
+from mpsteps._output import step_log
 from mpsteps._ownchanges import OwnChanges
 from mpsteps._recorder import Recorder
-from mpsteps._results import VALUES
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import StateLog
 from mpsteps._step_values import StepValues
-from mpsteps._worker import step_log
 from mpsteps.constants import (
     STATUS_FAILED,
     STATUS_FINISHED,
@@ -43,9 +38,9 @@ from mpsteps.constants import (
     STATUS_WAITING,
 )
 from mpsteps.engines.base import Message, Replies
-from mpsteps.errors import InternalError, PrerequisiteError, UsageError
+from mpsteps.errors import InternalError, UsageError
 from mpsteps.listeners import Listeners
-from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol, check_prerequisites
+from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol
 from mpsteps.report import StepReport, shorten
 from mpsteps.steps import Step, put_results
 
@@ -77,13 +72,11 @@ class ProtocolRun:
         self.problem: Optional[BaseException] = None  # an error outside of steps (in _stepsCheck, at the journal)
         self._recorder = recorder
         self._listeners = listeners
-        self._by_value = by_value
         self._gpu_groups = gpu_groups
         self._logs = logs
         self._sync = sync  # what is recorded is to survive a power failure
         self._demands = Demands(protocol, by_value, len(gpu_groups))
-        self._timeouts: Dict[int, float] = {}
-        self._interactive: Set[int] = set()
+        self._announcer = Announcer(self._demands)
         self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
         self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
@@ -93,7 +86,7 @@ class ProtocolRun:
         self.tracker: Optional[state.Tracker] = None  # of what code in this process changes
         self._state: Optional[StateLog] = None
         self._own: Optional[OwnChanges] = None  # of code in this process, beside workers
-        self._image: Tuple[int, Image] = (-1, {})
+        self._outgoing: Optional[Outgoing] = None  # inline: nothing is sent anywhere
 
     @property
     def total(self) -> int:
@@ -102,32 +95,13 @@ class ProtocolRun:
 
     # --------------------------------------------------------------- before the loop
 
-    def check_graph(self) -> None:
-        """PrerequisiteError for ids that do not exist and for circles, naming the steps."""
-        known = len(self.steps)
-        forward = False
-        for step in self.steps:
-            for p in step._prerequisites:
-                if p >= step._id:
-                    check_prerequisites(step, known)
-                    forward = True
-        if not forward:
-            return
-        cycle = find_cycle({s._id: s._prerequisites for s in self.steps})
-        if cycle:
-            names = ", ".join(str(self.steps[i - 1]) for i in sorted(set(cycle)))
-            raise PrerequisiteError(f"{cycle_message(cycle)} (steps {names})")
-
-    def in_order(self) -> Iterable[Step]:
-        """The steps so that each comes after its prerequisites: by id, unless some point forward."""
-        if not any(p > s._id for s in self.steps for p in s._prerequisites):
-            return self.steps
-        return [self.steps[i - 1] for i in in_order({s._id: s._prerequisites for s in self.steps})]
-
     def open_state(self) -> None:
         """From now on changes of self are known: workers can be given an image of the protocol."""
-        if self._by_value:
+        if self._blocks is not None:
             self._state = StateLog(self.protocol)
+            self._outgoing = Outgoing(
+                self.protocol, self.steps, self._values, self._blocks, self._state, self._sync
+            )
             if self.checks_steps or any(self._demands.of(s).local for s in self.steps):
                 self._watch_own_changes(self._state)
         else:
@@ -142,60 +116,12 @@ class ProtocolRun:
         for first in range(0, len(self.steps), _STEPS_A_FRAME):
             self._recorder.inserted(self.steps[first : first + _STEPS_A_FRAME])
             self._recorder.commit()
-        self._tell_all(restored)
+        self._announcer.tell_all(self.steps, restored, self.coordinator.handle)
+        for step, record in restored.items():
+            self._restore(self.steps[step - 1], record)
         protocol._stepsDone.set(self.done)
         for listener in self._listeners:
             listener.run_started(self, self.kept)
-
-    def _tell_all(self, restored: Dict[int, Any]) -> None:
-        """The scheduler hears of all steps: of runs of ordinary ones together."""
-        order, demands = self.in_order(), self._demands
-        together = order is self.steps  # else some prerequisites point forward
-        first, function = 0, ""
-        needs: List[Tuple[int, ...]] = []
-        for step in order:
-            number = step._id
-            if (
-                together and step._status == STATUS_NEW and not step._interactive and number not in restored
-                and demands.is_plain(step)
-            ):  # fmt: skip
-                if step._funcName != function:
-                    self._tell_run(first, needs, function)
-                    first, function, needs = number, step._funcName, []
-                elif not needs:
-                    first = number
-                needs.append(step._prerequisites)
-            else:
-                self._tell_run(first, needs, function)
-                needs = []
-                self._tell_one(step, restored.get(number))
-        self._tell_run(first, needs, function)
-
-    def _tell_run(self, first: int, needs: List[Tuple[int, ...]], function: str) -> None:
-        if needs:
-            self.coordinator.handle(StepsAdded(first, needs, function))
-
-    def _tell_one(self, step: Step, record: Any) -> None:
-        handle, added = self.coordinator.handle, self._added(step)
-        if record is None:
-            handle(added)
-        else:
-            handle(added._replace(held=True))  # so that nobody hands it out before the next line
-            handle(StepRestored(step._id))
-            self._restore(step, record)
-
-    def _added(self, step: Step) -> StepAdded:
-        options = self._demands.options(step) if not isinstance(step._func, str) else None
-        demand = self._demands.of(step)
-        if demand.alone:
-            timeout = (options or self._demands.options(step)).timeout
-            if timeout is not None:
-                self._timeouts[step._id] = timeout
-        if step._interactive:
-            self._interactive.add(step._id)
-            demand = demand._replace(alone=True)  # nothing may be behind it in its lane: the run ends with it
-        held = step._status == STATUS_WAITING
-        return StepAdded(step._id, step._prerequisites, held, demand, step._funcName)
 
     def _restore(self, step: Step, record: Any) -> None:
         step._status = STATUS_FINISHED
@@ -209,24 +135,10 @@ class ProtocolRun:
 
     def setup(self, worker: int) -> Dict[str, Any]:
         """What a new worker starts from: the protocol as it is now."""
-        assert self._state is not None
-        assert self._blocks is not None
+        assert self._outgoing is not None
         if self._own is not None:
             self._own.collect()  # or what a local step is doing would be in the image and never taken back
-        version = self._state.version
-        if self._image[0] != version:
-            blocks = self._blocks
-            blocks.end("image")
-            image, notes = take_image(self.protocol, lambda value, anchor: blocks.pack(value, "image", anchor))
-            self._image = (version, image)
-            for note in notes:
-                self.protocol.warning(note)
-        self._state.join(worker)
-        image = {**self._image[1], "state": self._blocks.tell(self._image[1]["state"], ("image", worker))}
-        return {
-            "image": image, "ignored": list(FRAMEWORK_ATTRIBUTES), "halt": not self.protocol.keepGoing,
-            "arena": self._blocks.for_workers, "values": (os.path.join(self.run_dir, VALUES), self._sync),
-        }  # fmt: skip
+        return self._outgoing.setup(worker)
 
     def end(self) -> None:
         """The loop is over: steps cannot be inserted any more. Workers are gone."""
@@ -238,51 +150,18 @@ class ProtocolRun:
 
     def message(self, worker: int, step: int, attempt: int, gpus: Tuple[int, ...]) -> Any:
         """The step message, or a Failure naming the part that cannot travel."""
+        extras = {"gpus": [card for group in gpus for card in self._gpu_groups[group]]} if gpus else None
+        if self._outgoing is not None and worker != LOCAL:
+            return self._outgoing.message(worker, step, attempt, extras)
         s = self.steps[step - 1]
-        extras: Optional[Dict[str, Any]] = None
-        if gpus:
-            extras = {"gpus": [card for group in gpus for card in self._gpu_groups[group]]}
-        if not self._by_value or worker == LOCAL:
-            function = getattr(self.protocol, s._func) if isinstance(s._func, str) else s._func
-            return (step, attempt, function, put_results(s._args, self._values.here), {}, extras)
-        part = "function"
-        assert self._blocks is not None
-        try:
-            fn = s._func if isinstance(s._func, str) else wire.pack(s._func, self.protocol)
-            part = ""
-            args: Any = s._args
-            if not travels_plainly(args):
-                args = self._blocks.pack((args, {}), ("step", step), self.protocol)
-        except Exception as error:
-            part = part or wire.what_cannot_travel(s._args, {}, self.protocol)
-            failure = wire.describe(error, "serialization", part)
-            return failure._replace(
-                message=f"{part} cannot travel to a worker process ({failure.type_name}: {failure.message})"
-            )
-        if type(args) is not tuple:
-            extras = self._values.add_used(s, extras)
-        assert self._state is not None
-        return (step, attempt, fn, args, self._state.news(worker, (step,)), extras)
+        function = getattr(self.protocol, s._func) if isinstance(s._func, str) else s._func
+        return (step, attempt, function, put_results(s._args, self._values.here), {}, extras)
 
     def messages(self, worker: int, steps: Tuple[int, ...]) -> List[Any]:
-        """Those of several ordinary steps. The first that travels tells the worker what it has to hear of."""
-        if not self._by_value:
+        """Those of several ordinary steps."""
+        if self._outgoing is None:
             return [self.message(worker, step, 1, ()) for step in steps]
-        made: List[Any] = []
-        all_steps = self.steps
-        news_due = True
-        for step in steps:
-            s = all_steps[step - 1]
-            func, args = s._func, s._args
-            if news_due or type(func) is not str or not travels_plainly(args):
-                message = self.message(worker, step, 1, ())
-                news_due = news_due and type(message) is Failure
-                made.append(message)
-            else:
-                made.append((step, 1, func, args, None, None))
-        assert self._state is not None
-        self._state.sent(worker, steps)
-        return made
+        return self._outgoing.messages(worker, steps)
 
     def take_in(self, item: Any) -> None:
         """Nothing of this kind is posted here."""
@@ -466,11 +345,11 @@ class ProtocolRun:
 
     def timeout(self, step: int) -> Optional[float]:
         """Seconds it may run."""
-        return self._timeouts.get(step)
+        return self._announcer.timeouts.get(step)
 
     def is_interactive(self, step: int) -> bool:
         """Whether it waits for a person afterwards."""
-        return step in self._interactive
+        return step in self._announcer.interactive
 
     def commit(self) -> None:
         """One frame of the journal."""
@@ -556,7 +435,7 @@ class ProtocolRun:
             if self.earlier and self.earlier.was_cut_short(step):
                 self._recorder.doubt([step._id])
                 self.protocol.warning(f"step {step} was cut in the middle by a crash and runs again")
-            self.coordinator.handle(self._added(step))
+            self._announcer.tell(step, False, self.coordinator.handle)
         else:
             self._keep_late(step, kept)
         for listener in self._listeners:
@@ -564,8 +443,7 @@ class ProtocolRun:
 
     def _keep_late(self, step: Step, kept: Kept) -> None:
         """A step that was inserted while the run goes on finished in an earlier session."""
-        self.coordinator.handle(self._added(step)._replace(held=True))  # or it would be handed out before the next line
-        self.coordinator.handle(StepRestored(step._id))
+        self._announcer.tell(step, True, self.coordinator.handle)
         self._restore(step, kept.record)
         self.protocol._stepsDone.set(self.done)
         changes = self.earlier.redo(kept.changes, self.tracker)

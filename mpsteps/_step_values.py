@@ -51,6 +51,7 @@ class StepValues:
         self._run_dir = run_dir
         self._values: Dict[int, _Value] = {}
         self._in_blocks: Deque[Tuple[int, int, Stored]] = deque()  # step, bytes, file; oldest first
+        self._held = 0  # bytes of them
         self._room = blocks.for_workers[0] // 2 if blocks else 0  # bytes that may stay in blocks
 
     def keep(self, step: Step, worker: int, value: Any, stored: Optional[str]) -> Optional[Dict[str, Any]]:
@@ -121,8 +122,10 @@ class StepValues:
             return  # its worker has died meanwhile: the file has it
         self._values[step] = value
         self._in_blocks.append((step, size_of(value[1]), file))
-        while sum(size for _, size, _ in self._in_blocks) > self._room and len(self._in_blocks) > 1:
-            old, _, its_file = self._in_blocks.popleft()
+        self._held += size_of(value[1])
+        while self._held > self._room and len(self._in_blocks) > 1:
+            old, size, its_file = self._in_blocks.popleft()
+            self._held -= size
             self._values[old] = its_file
             self._blocks.end(("value", old))
 

@@ -9,11 +9,8 @@ What a worker imports decides how fast it starts: nothing of the protocol, form 
 
 from __future__ import annotations
 
-import faulthandler
 import itertools
-import logging
 import os
-import shutil
 import signal
 import sys
 import time
@@ -25,6 +22,8 @@ from mpsteps._image import load_image
 from mpsteps._ipc import large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._output import PROGRAM_SECONDS, Output
+from mpsteps._remote import RemoteSink, RemoteSteps
 from mpsteps._results import check_result_files
 from mpsteps._worker_blocks import WorkerBlocks
 from mpsteps.errors import InternalError, MpstepsError, SerializationError
@@ -39,8 +38,6 @@ RECENT_BYTES = 65_536
 _TOO_LARGE = b""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
-PROGRAM_SECONDS = 0.001
-"""A step that took less, or not so much longer than its own CPU time, has not run a program."""
 
 _READ_ONLY = (
     "large arrays that are attributes of the protocol cannot be written by steps: put a new array in the attribute's "
@@ -71,8 +68,7 @@ class Worker:
         self._tracker: Optional[state.Tracker] = None
         self._reported = 0  # how many replies told of changes of self
         self._pending: Deque[Tuple[int, List[state.Change]]] = deque()  # those that may not have been taken in yet
-        self._log: Optional[str] = None  # this worker's own log: output of the step that runs now
-        self._log_folder = ""
+        self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
@@ -157,53 +153,19 @@ class Worker:
             self._blocks.limit, self._blocks.folder = setup.get("arena", (0, None))
             self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):
-                self._capture(setup["log"], setup["log_folder"])
+                self._output = Output(setup["log"], setup["log_folder"])
             if setup.get("image"):
                 self._protocol = load_image(setup["image"], self._blocks.open_shared)
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
                 self._protocol._stepsExecutor = self._context
-                self._context.log = self._log
+                self._context.log = setup.get("log")
                 _context.enter_process(self._context)
             self._reply((-wire.READY, os.getpid()))
         except BaseException as error:
             self._reply((-wire.UNFIT, tuple(wire.describe(error))))
         self._flush()
-
-    def _capture(self, path: str, folder: str) -> None:
-        """Standard output and error of this process and its programs go to a file of its own from now on."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.dup2(fd, 1)
-        os.dup2(fd, 2)
-        os.close(fd)
-        for stream in (sys.stdout, sys.stderr):
-            reconfigure = getattr(stream, "reconfigure", None)
-            if reconfigure is not None:
-                reconfigure(line_buffering=True, errors="backslashreplace")
-        faulthandler.enable(file=2)
-        self._log, self._log_folder = path, folder
-        logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s: %(message)s")
-
-    def _has_written(self, seconds: float) -> bool:
-        """Whether the step, which took `seconds`, left output. All that write to the descriptor share its position;
-        only a program could have opened the file anew."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return os.lseek(1, 0, os.SEEK_CUR) != 0 or (seconds > PROGRAM_SECONDS and os.fstat(1).st_size != 0)
-
-    def _keep_log(self, step: int) -> bool:
-        """Move what the step wrote to its own log; whether that could be done."""
-        try:
-            fd = os.open(step_log(self._log_folder, step), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            with open(self._log or "", "rb") as source, open(fd, "ab") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-        except OSError as error:  # the disk is full, say: that is no reason to lose the step; its output stays here
-            print(f"mpsteps: the output of step {step} stays in {self._log}: {error}", file=sys.stderr, flush=True)
-            return False
-        os.ftruncate(1, 0)
-        os.lseek(1, 0, os.SEEK_SET)
-        return True
 
     # --------------------------------------------------------------------- steps
 
@@ -223,7 +185,7 @@ class Worker:
         used = self._cpu_used(seconds)
         if failure is not None or (self._protocol is not None and self._protocol._currentDir is not None):
             self._go_home()
-        if self._log and self._has_written(seconds) and self._keep_log(step):
+        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
             self._reply((step, seconds, used, extras, tuple(failure)))
@@ -448,58 +410,6 @@ def _current_folder() -> str:
         return os.getcwd()
     except FileNotFoundError:
         return os.curdir  # it has been removed: there is nothing to come home to
-
-
-def step_log(folder: str, step: int) -> str:
-    """The path of the log of one step."""
-    return os.path.join(folder, f"step-{step:06d}.log")
-
-
-class RemoteSink:
-    """Where the protocol of a worker inserts steps: the coordinator, by a request."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def insert(self, step: Any) -> int:
-        """Insert a step; its real id."""
-        return int(
-            self._worker.request(
-                "insert", step._func, step._funcName, step._args, step._prerequisites, step.isWaiting(),
-                step._interactive, step._needsGPU,
-            )
-        )  # fmt: skip
-
-    def add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
-        """A step that has not started waits for more steps."""
-        self._worker.request("add_prerequisites", step_id, prerequisites)
-
-    def set_status(self, step_id: int, status: str) -> None:
-        """Release or hold a step."""
-        self._worker.request("set_status", step_id, status)
-
-
-class RemoteSteps:
-    """`protocol._steps` in a worker: its length and its steps are asked of the coordinator when they are needed."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def __len__(self) -> int:
-        return int(self._worker.request("count"))
-
-    def __getitem__(self, index: int) -> Any:
-        count = len(self)
-        position = index + count if index < 0 else index
-        if not 0 <= position < count:
-            raise IndexError(f"there is no step {position + 1}: the protocol has {count} steps")
-        from mpsteps.steps import Step, StepOwner
-
-        func_name, args, prerequisites, status, interactive, needs_gpu = self._worker.request("step", position + 1)
-        owner = StepOwner(RemoteSink(self._worker))
-        step = Step(func_name, func_name, args, tuple(prerequisites), False, interactive, needs_gpu, owner)
-        step._id, step._status = position + 1, status
-        return step
 
 
 def main(end: WorkerEnd) -> int:

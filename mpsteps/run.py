@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from mpsteps._announcer import check_graph, ordered
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
@@ -23,11 +24,11 @@ from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
+from mpsteps._output import step_log
 from mpsteps._protocol_run import ProtocolRun
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier
 from mpsteps._signals import Signals
-from mpsteps._worker import step_log
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
 from mpsteps.engines.inline import InlineEngine
@@ -140,7 +141,7 @@ class _Session:
             with self._made_engine() as engine:
                 self._insert_steps()  # meanwhile, the engine comes up
                 work = self._work = self._make_work(engine)
-                work.check_graph()
+                check_graph(work.steps)
                 work.earlier = Earlier(self.place.history, protocol, self._recorder.digest, protocol.warning)
                 restored = self._restored(work)
                 doubtful = self._doubtful(work, restored)
@@ -225,7 +226,7 @@ class _Session:
 
     def _restored(self, work: ProtocolRun) -> Dict[int, StepRecord]:
         """The steps that are kept, by id. Digests are worked out in an order in which each finds those it needs."""
-        order = work.in_order()
+        order = ordered(work.steps)
         if work.earlier:
             return work.earlier.take_all(order)
         if order is not work.steps:

@@ -31,11 +31,14 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_workplace",
     ),
     5: (  # a step at work
-        "_results", "_image", "_local", "_worker", "_worker_blocks", "_large_values", "_step_values", "_zygote",
-        "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder", "_shared_array",
+        "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
+        "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder",
+        "_shared_array",
     ),
-    6: ("engines", "_coordinator"),  # where steps run, and the one loop
-    7: ("_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work"),  # what steps are to the loop
+    6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
+    7: (  # what steps are to the loop
+        "_announcer", "_outgoing", "_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work",
+    ),
     8: ("run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "demo", "scipion", "__main__"),  # what people and other programs hold
 }  # fmt: skip
@@ -47,6 +50,7 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("run", "engines.processes"): "the inline engine needs no workers",
     ("_coordinator", "engines.processes"): "to describe an exit, when a worker has died",
     ("_worker", "steps"): "only workers whose steps use ResultOf, or ask for other steps, pay for it",
+    ("_remote", "steps"): "likewise",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
     ("engines.inline", "_ipc.wire"): "only where something is taken back",

@@ -11,8 +11,8 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from mpsteps._export import export_sqlite
 from mpsteps._journal import RunHistory, StepRecord
+from mpsteps._output import step_log
 from mpsteps._rundir import RunDirectory
-from mpsteps._worker import step_log
 from mpsteps.cli import output
 from mpsteps.cli.history import coordinator_lives, open_run
 from mpsteps.errors import UsageError

@@ -16,8 +16,8 @@ from typing import Deque, Dict, List, Optional, Tuple
 
 from mpsteps._ipc import wire
 from mpsteps._ipc.lane import NEVER, Lane
+from mpsteps._output import step_log
 from mpsteps._private_files import open_private
-from mpsteps._worker import step_log
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
 from mpsteps.errors import InternalError, MpstepsError
 
