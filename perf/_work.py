@@ -134,7 +134,23 @@ class Random(NamedTuple):
         return (first, second) if first != second else (first,)
 
 
-Graph = Union[Layers, Random]
+class Late(NamedTuple):
+    """`wide` steps without prerequisites, and after them a chain of `chain`."""
+
+    wide: int
+    chain: int
+
+    @property
+    def size(self) -> int:
+        """How many steps."""
+        return self.wide + self.chain
+
+    def prerequisites(self, index: int) -> Tuple[int, ...]:
+        """Indices of the steps that step `index` waits for."""
+        return (index - 1,) if index > self.wide else ()
+
+
+Graph = Union[Layers, Random, Late]
 
 
 def calls(graph: Graph, iterations: int = 0) -> List[Call]:
