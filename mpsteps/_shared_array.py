@@ -136,25 +136,36 @@ class _Memory:
     def open(cls, pid: int, where: _Where, key: int, size: int) -> _Memory:
         """The memory that another process told of; the same object each time."""
         with _lock:
-            known = _known.get(key)
-            if known is not None:
-                return known
-            if isinstance(where, int):
-                return cls(blocks.open_segment(pid, where, key, size, writable=True), "", key, size)
-            fd = blocks.check_segment(where, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, pid, key, size)
-            return cls(fd, where, key, size)
+            memory = _known.get(key)
+            if memory is None:
+                if isinstance(where, int):
+                    memory = cls(blocks.open_segment(pid, where, key, size, writable=True), "", key, size)
+                else:
+                    fd = blocks.check_segment(where, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, pid, key, size)
+                    memory = cls(fd, where, key, size)
+            _keep(memory)
+            return memory
 
     def tell(self) -> _ArrayReference:
         """How another process opens it."""
-        if blocks.told_kept and self not in _told:
-            _told.append(self)
-            while len(_told) > blocks.told_kept:
-                _told.popleft()
+        with _lock:
+            _keep(self)
         return os.getpid(), self._path or self._fd, self.key, self.size
 
     def holds(self, address: int) -> bool:
         """Whether an array that begins there lies in this memory."""
         return self.start <= address < self.end
+
+
+def _keep(memory: _Memory) -> None:
+    """Whoever gives this process an array gives it again to the next step: mapping it anew each time would cost a page
+    fault for every page. And what is told to others must not be gone before they have opened it."""
+    if blocks.told_kept:
+        if memory in _told:
+            _told.remove(memory)
+        _told.append(memory)
+        while len(_told) > blocks.told_kept:
+            _told.popleft()
 
 
 def _array(memory: _Memory, shape: Tuple[int, ...], dtype: Any, offset: int = 0, strides: Any = None) -> Any:

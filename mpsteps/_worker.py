@@ -19,7 +19,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
-from mpsteps._ipc import large, state, wire
+from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._output import PROGRAM_SECONDS, Output
@@ -36,6 +36,8 @@ RECENT_STEPS = 1024
 RECENT_BYTES = 65_536
 """... with what they returned, up to this size."""
 _TOO_LARGE = b""
+SHARED_ARRAYS_KEPT = 4
+"""See `blocks.told_kept`."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 
@@ -414,6 +416,7 @@ def _current_folder() -> str:
 
 def main(end: WorkerEnd) -> int:
     """The life of a worker process after the fork; returns its exit code."""
+    blocks.told_kept = SHARED_ARRAYS_KEPT
     signal.signal(signal.SIGINT, _ignore)
     sys.argv[:1] = ["mpsteps-worker"]
     return Worker(end).run()

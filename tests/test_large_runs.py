@@ -180,6 +180,21 @@ def test_a_system_that_cannot_share_sends_large_values_by_the_rings(monkeypatch:
         assert pool.submit(total, make(2)).result(SECONDS) == 2.0 * SIZE
 
 
+def known_memories() -> int:
+    return len(mpsteps._shared_array._known)
+
+
+def test_a_worker_keeps_the_shared_arrays_that_it_was_given_last() -> None:
+    """Mapping 200 MB anew for each step would cost more than the step."""
+    with StepPool(1) as pool:
+        arrays = [mpsteps.shared_array(1000) for _ in range(7)]
+        assert pool.submit(total, arrays[0]).result(SECONDS) == 0.0
+        assert pool.submit(known_memories).result(SECONDS) == 1
+        for a in arrays:
+            assert pool.submit(total, a).result(SECONDS) == 0.0
+        assert pool.submit(known_memories).result(SECONDS) == 4
+
+
 # ------------------------------------------------------------------------------------------------------------- protocol
 
 

@@ -55,8 +55,8 @@ BLOCK_HEADER = 64
 """Bytes before a block's first buffer: its stamp (0: the block is free), its size. Stored by the owner only."""
 RETIRED = 3
 told_kept = 0
-"""The memory of so many shared arrays that this process told others about is kept, even if it forgets them itself. Set
-in workers: an array that a step made and returned has no user there when the step is over."""
+"""The memory of so many shared arrays that this process was given, or told others about, is kept, even if it forgets
+them itself. Set in workers: an array that a step made and returned has no user there when the step is over."""
 IDLE_GETS = 256
 """A segment without live views that none of the last so many blocks lay in is let go of."""
 
