@@ -19,9 +19,11 @@ TOKEN = f"mpsteps-tests-{uuid.uuid4().hex}"
 """In the environment of every process that tests start, also of those that have detached themselves."""
 os.environ["MPSTEPS_TESTS"] = TOKEN
 
+# Whoever starts the tests in a shell's background, or by nohup, has every program that they start ignore signals.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Whoever starts the tests in a shell's background has them, and every program that they start, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _PATIENCE = 2.0  # seconds: what a dying process may take
 
