@@ -219,6 +219,27 @@ def test_a_worker_killed_while_steps_are_taken_back_has_one_victim(tmp_path: Pat
         assert d.call(again, add, 1, 1) == 2
 
 
+def test_where_stores_may_be_reordered_nothing_is_told_before_its_time() -> None:
+    """The word `done` might be seen before a reply that was put into the ring earlier: its result would be lost."""
+    board, w = Board.create(), WorkerHandle(1, None)
+    try:
+        end = w.lane.worker_side(board, ordered=False)
+        w.end = w.lane.coordinator_side(ordered=False)
+        w.send([step_message(number, add, 1, 1) for number in (1, 2, 3)])
+        for number in (1, 2):
+            assert end.begin(number)
+        end.finish(1)
+        told: List[Any] = []
+        w.revoke(told)
+        assert told == []
+        assert list(w.in_lane) == [1, 2, 3]
+        w.send([step_message(4, add, 1, 1)])
+        assert list(w.in_lane) == [1, 2, 3, 4]
+    finally:
+        w.close()
+        board.close()
+
+
 @pytest.mark.skipif(not shm.ORDERED, reason="nothing is taken back on such a machine")
 def test_a_lane_whose_last_answer_is_there_already_goes_on() -> None:
     """All was answered when it was to be taken back: nobody will answer any more, and nothing may wait for that."""

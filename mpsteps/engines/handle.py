@@ -129,6 +129,8 @@ class WorkerHandle:
         if not self.take(found) or not self.in_lane:
             return  # nothing is left that the worker could answer for, and what is held is sent upon its last answer
         self._first_revoked = first = self.end.revoke(self.end.begun() + 1)
+        if first == NEVER:
+            return  # a machine that reorders stores: then that `done` says nothing of what is in the ring, either
         finished = [step for step, n in self.in_lane.items() if n <= done]
         back = [step for step, n in self.in_lane.items() if n >= first]
         replies: List[Message] = []
