@@ -22,7 +22,8 @@ _HOMES = {
     "mpsteps.form": ("Form",),
     "mpsteps.errors": (
         "MpstepsError", "UsageError", "ValidationError", "PrerequisiteError", "RunDirectoryError", "StepError",
-        "StepLost", "StepTimeout", "StepCancelled", "SerializationError", "StateConflict", "ProgramError",
+        "StepLost", "StepOutOfMemory", "StepTimeout", "StepCancelled", "SerializationError", "StateConflict",
+        "ProgramError",
         "JournalError", "EngineError", "InternalError",
     ),
     "mpsteps.constants": (

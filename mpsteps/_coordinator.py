@@ -29,6 +29,7 @@ from mpsteps._core.events import (
     Running,
     StepFailed,
     StepInteractive,
+    StepRested,
     StepsFinished,
     StepsReturned,
     StopRequested,
@@ -37,8 +38,11 @@ from mpsteps._core.events import (
 )
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.steps import LOCAL
+from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
+from mpsteps._memory_watch import MemoryWatch
+from mpsteps._rests import Rests
 from mpsteps._work import Work
 from mpsteps.engines.base import Engine, EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
 from mpsteps.errors import EngineError, InternalError
@@ -49,6 +53,11 @@ TERM_SECONDS = 2.0
 STALL_SECONDS = 0.010
 """A step that has others behind it in its lane, since it was expected to be short, and runs longer than this holds them
 up: they are taken back. Several times what a lane is given ahead of time."""
+
+AWAKE_SECONDS = 1.0
+"""While a step has a deadline, the loop sleeps no longer than this at a time. If it has then slept as much longer than
+it wanted, this process was stopped (SIGSTOP), and so, it must suppose, were the workers: what it overslept is added to
+the time of all steps."""
 
 
 class Coordinator:
@@ -65,6 +74,9 @@ class Coordinator:
         self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
         self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
+        self._rests = Rests()
+        self._memory = MemoryWatch()
+        self._deaths = Deaths()
         self.killed = False  # everything is being ended at once
         self.changes_posted = 0  # how often somebody changed the graph from outside (for who wants to notice)
 
@@ -87,12 +99,21 @@ class Coordinator:
 
     def turn(self) -> None:
         """Wait for something to happen and take it in."""
-        for happening in self.engine.wait(0 if self._inbox else self._seconds_to_wait()):
+        seconds, began = 0.0 if self._inbox else self._seconds_to_wait(), time.monotonic()
+        happenings = self.engine.wait(seconds)
+        if self._deadlines and seconds is not None:
+            self._excuse(time.monotonic() - began - seconds)
+        for happening in happenings:
             self._take(happening)
         self.take_inbox()
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             self._out_of_time(heapq.heappop(self._deadlines))
+        for step in self._rests.ended(now):
+            self.handle(StepRested(step))
+        look = self._memory.next_look()
+        if look is not None and look <= now:
+            self._look_at_memory(now)
         self._relieve_stalled(now)
         call = self.work.next_call(now)
         if call is not None and call <= now:
@@ -159,10 +180,10 @@ class Coordinator:
             self.handle(StepsReturned(d.worker, d.steps))
 
     def _seconds_to_wait(self) -> Optional[float]:
-        times = [self._deadlines[0][0]] if self._deadlines else []
-        call = self.work.next_call(time.monotonic())
-        if call is not None:
-            times.append(call)
+        times = [min(self._deadlines[0][0], time.monotonic() + AWAKE_SECONDS)] if self._deadlines else []
+        for time_of in (self.work.next_call(time.monotonic()), self._rests.next_end(), self._memory.next_look()):
+            if time_of is not None:
+                times.append(time_of)
         times += [began + STALL_SECONDS for w, began in self._heads.items() if self.scheduler.is_crowded(w)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -178,6 +199,7 @@ class Coordinator:
                 self._running(*command)
             elif isinstance(command, Retry):
                 self.work.retry(*command)
+                self._rests.begin(command.step, command.attempt, time.monotonic())
             else:
                 self.engine.revoke(command.worker)
 
@@ -191,6 +213,9 @@ class Coordinator:
         if seconds is not None and worker != LOCAL and self.engine.by_value:
             self._runs = self._run_of[worker] = self._runs + 1
             heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
+        memory = self.scheduler.memory_of(step)
+        if memory and worker != LOCAL and self.engine.by_value:
+            self._memory.begin(worker, step, self.scheduler.attempt(step), self.engine.pid(worker), memory)
 
     def _relieve_stalled(self, now: float) -> None:
         """Take back what waits behind steps that run longer than was expected."""
@@ -320,9 +345,10 @@ class Coordinator:
         why = self._condemned.pop(worker, None)
         self._run_of.pop(worker, None)
         self._heads.pop(worker, None)
+        self._memory.end(worker)
         if gone.began is not None:
-            failure = why or Failure("lost", "StepLost", _how_lost(gone))
-            failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log)
+            failure = why or self._deaths.failure(gone.exitcode)
+            failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log, peak_kib=gone.peak_kib)
             attempt = self.scheduler.attempt(gone.began)
             work.failed(worker, gone.pid, gone.began, attempt, 0.0, 0.0, {"peak_kib": gone.peak_kib}, failure)
         self._forget(worker, gone.began)
@@ -343,6 +369,18 @@ class Coordinator:
             self.handle(WorkerLost(worker, began, final=self.killed))
         # What it said last may have earned it more steps, which the line above has taken back: they must not be sent.
         self._dispatches = [d for d in self._dispatches if d.worker != worker]
+
+    def _look_at_memory(self, now: float) -> None:
+        """End the steps that use more memory than they declared, with all that they have started."""
+        for worker, step, attempt, used, limit in self._memory.look(now):
+            if step in self.scheduler.lane(worker) and attempt == self.scheduler.attempt(step):
+                self._condemned[worker] = used_too_much(used, limit)
+                self.engine.kill(worker, signal.SIGKILL)
+
+    def _excuse(self, overslept: float) -> None:
+        """Time in which this process, and with it perhaps the whole run, was stopped is not the steps' time."""
+        if overslept > AWAKE_SECONDS:
+            self._deadlines = [(d[0] + overslept, *d[1:]) for d in self._deadlines]  # the order of a heap is kept
 
     def _out_of_time(self, deadline: Tuple[float, int, int, int, int]) -> None:
         """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""
@@ -365,14 +403,3 @@ def _sent_ahead(message: Message, before: Tuple[int, ...]) -> Message:
 
 def _ends_a_step(message: Message) -> bool:
     return bool(message[0] > 0 or message[0] == -wire.FINISHED)
-
-
-def _how_lost(gone: WorkerGone) -> str:
-    from mpsteps.engines.processes import describe_exit
-
-    if gone.exitcode is None:
-        return "its worker process died (the process that starts workers was killed)"
-    if gone.exitcode >= 0:
-        return f"its worker process ended with exit code {gone.exitcode} while the step ran (os._exit, or a library's)"
-    return f"its worker process was {describe_exit(gone.exitcode)} while the step ran"
-

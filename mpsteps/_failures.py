@@ -6,8 +6,8 @@ import re
 from typing import Any, Callable, Dict, Optional, Type
 
 from mpsteps._ipc.wire import Failure
-from mpsteps.errors import SerializationError, StepCancelled, StepError, StepLost, StepTimeout
-from mpsteps.report import shorten
+from mpsteps.errors import SerializationError, StepCancelled, StepError, StepLost, StepOutOfMemory, StepTimeout
+from mpsteps.report import format_bytes, shorten
 
 LOG_LINES = 20
 _OUR_FRAME = re.compile(r'\s*File "(?:.*[/\\]mpsteps[/\\]_(?:worker|zygote)\.py|<string>)", line \d+ in ')
@@ -15,6 +15,7 @@ _OUR_FRAME = re.compile(r'\s*File "(?:.*[/\\]mpsteps[/\\]_(?:worker|zygote)\.py|
 
 _KINDS: Dict[str, Type[StepError]] = {
     "lost": StepLost,
+    "memory": StepOutOfMemory,
     "timeout": StepTimeout,
     "cancelled": StepCancelled,
     "serialization": SerializationError,
@@ -28,10 +29,16 @@ def step_error(
     where = f" in worker {failure.pid}" if failure.pid else ""
     message = f"step {step._id} {step._funcName}{shorten(step._args)} failed{where}: {failure.cause()}"
     message = "\n".join(_printable(line) for line in message.split("\n"))
+    message += peak_memory(failure)
     lines = [line for line in failure.log.splitlines() if not _OUR_FRAME.match(line)][-LOG_LINES:]
     if lines:
         message += "\nits last output:\n" + "\n".join(f"  {_printable(line)}" for line in lines)
     return make_error(message, step._id, failure, exception, unpack)
+
+
+def peak_memory(failure: Failure) -> str:
+    """A line for the message; '' where it is not known."""
+    return f"\npeak memory of its worker: {format_bytes(failure.peak_kib * 1024)}" if failure.peak_kib else ""
 
 
 def make_error(

@@ -288,6 +288,8 @@ class _Fold:
         began, now = step.started, _number(time)
         step.forget_attempt()
         step.status, step.worker, step.error = status, worker, dict(error)
+        peak = step.error.get("peak_kib")
+        step.peak_kib = peak if isinstance(peak, int) else None
         step.attempts = max(step.attempts, operator.index(attempt))
         if began is not None and now is not None:
             step.seconds = max(0.0, now - began)

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from mpsteps._core.steps import Demand
-from mpsteps._failures import make_error
+from mpsteps._failures import make_error, peak_memory
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps.errors import RemoteTraceback, StepCancelled, StepError, UsageError
@@ -179,7 +179,7 @@ def step_error(task: Task, failure: Failure) -> BaseException:
             found.__cause__ = RemoteTraceback(failure.traceback)
         return found
     where = f" in worker {failure.pid}" if failure.pid else ""
-    message = f"step {task} failed{where}: {failure.cause()}"
+    message = f"step {task} failed{where}: {failure.cause()}{peak_memory(failure)}"
     error = make_error(message, None, failure._replace(parcel=None), found, wire.unpack)
     if error.__cause__ is None and failure.traceback:
         error.__cause__ = RemoteTraceback(failure.traceback)

@@ -38,9 +38,9 @@ def has_ended(pid: int) -> bool:
     return entry is None or entry.zombie
 
 
-def descendants(root: int) -> List[int]:
-    """The processes below `root`, children first, without the dead."""
-    table = process_table()
+def descendants(root: int, table: Optional[Dict[int, Entry]] = None) -> List[int]:
+    """The processes below `root`, children first, without the dead. `table`: the process table, if it is known."""
+    table = process_table() if table is None else table
     children: Dict[int, List[int]] = {}
     for pid, entry in table.items():
         children.setdefault(entry.parent, []).append(pid)

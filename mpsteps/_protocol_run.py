@@ -318,7 +318,9 @@ class ProtocolRun:
         s._status = STATUS_FAILED
         s._error = step_error(s, failure, exception, self._values.open)
         self.failed_steps.append(
-            StepReport(step, s._funcName, shorten(s._args), failure.cause(), failure.traceback, failure.log)
+            StepReport(
+                step, s._funcName, shorten(s._args), failure.cause(), failure.traceback, failure.log, failure.peak_kib
+            )
         )
         self.protocol.error(f"step {s} failed: {failure.cause()}")
         for listener in self._listeners:

@@ -153,7 +153,9 @@ class Recorder:
             "type": failure.type_name, "message": failure.message, "traceback": failure.traceback,
             "cause": failure.cause(), "exitcode": failure.exitcode, "log": failure.log,
         }  # fmt: skip
-        kind = "lost" if failure.kind == "lost" else "failed"
+        if failure.peak_kib:
+            error["peak_kib"] = failure.peak_kib
+        kind = "lost" if failure.kind in ("lost", "memory") else "failed"
         self._records.append([kind, step, pid, attempt, round(time.time(), 6), error])
 
     def skipped(self, steps: Tuple[int, ...], because: str) -> None:

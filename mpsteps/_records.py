@@ -21,7 +21,7 @@ result       id, {"files": [...]}, {"value": base64} or        a step returned s
              {"stored": name}                                  of the folder values/
 changed      id, base64                                        all that an attempt of a step changed in self, pickled
 failed       id, worker, attempt, time, error                  an attempt failed; error is {type, message, traceback,
-                                                               cause, exitcode, log}, each where it is known
+                                                               cause, exitcode, log, peak_kib}, each where it is known
 lost         id, worker, attempt, time, error                  an attempt's worker died
 skipped      [id, ...], because                                steps will not run; because is a sentence
 returned     [id, ...]                                         steps that were recorded as started had not begun, and

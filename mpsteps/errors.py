@@ -9,6 +9,7 @@
     │   └── RunDirectoryError          a run directory in use, unwritable, or of another protocol
     ├── StepError                      a step failed; `step`, `cause` and `traceback` say which, why and where
     │   ├── StepLost                   its worker died (pid, exit code or signal)
+    │   │   └── StepOutOfMemory        of too much memory: more than `memory=`, or the kernel had no more
     │   ├── StepTimeout                it ran longer than it was given
     │   ├── StepCancelled              it was stopped on request
     │   └── SerializationError         a function, argument, result or change could not travel; `part` names it
@@ -76,6 +77,10 @@ class StepLost(StepError):
 
     pid: Optional[int] = None
     exitcode: Optional[int] = None
+
+
+class StepOutOfMemory(StepLost):
+    """The step used more than its `memory`, or the kernel ran out of memory and ended its worker."""
 
 
 class StepTimeout(StepError):

@@ -7,7 +7,10 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 
 class StepReport(NamedTuple):
-    """A step that did not finish: its id, its function, the shortened arguments, and the reason."""
+    """A step that did not finish: its id, its function, the shortened arguments, and the reason.
+
+    `log`: the last lines of its output; `peak_kib`: the most memory that its worker had, KiB (0: not known).
+    """
 
     step: int
     function: str
@@ -15,6 +18,7 @@ class StepReport(NamedTuple):
     message: str
     traceback: str = ""
     log: str = ""
+    peak_kib: int = 0
 
 
 class RunReport(NamedTuple):
@@ -75,6 +79,15 @@ def format_seconds(seconds: Optional[float]) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_bytes(count: float) -> str:
+    """'312 MB', '1.5 GB': powers of ten, as `memory='4 GB'` is meant."""
+    for unit in ("bytes", "kB", "MB"):
+        if round(count) < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def shorten(value: Any, limit: int = 80) -> str:

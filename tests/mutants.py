@@ -108,6 +108,14 @@ MUTANTS: dict[str, Mutant] = {
     "never tries again": Mutant("scheduler", "failed <= self._register", "failed < self._register"),
     "tries again what is final": Mutant("scheduler", "if not final and", "if"),
     "tries again while it stops": Mutant("scheduler", "not self.stopping and failed", "failed"),
+    "does not let a step rest": Mutant(
+        "scheduler", "self._register.move(step, Cause.RETRIED)", "self._register.move(step, Cause.RETRIED)\n"
+        "            self._back(step, Cause.RESTED)"
+    ),
+    "forgets a step that has rested": Mutant("scheduler", "self._back(event.step, Cause.RESTED)", "pass"),
+    "does not wait for steps that rest": Mutant(
+        "scheduler", "waiting = self.counts[_READY] + self.counts[_RESTING]", "waiting = self.counts[_READY]"
+    ),
     "counts no attempts": Mutant(
         "scheduler",
         "failed = self._attempts[step] = self._attempts.get(step, 0) + 1",

@@ -65,6 +65,7 @@ class World:
         self.fate: Dict[int, Status] = {}
         self.in_flight: Set[int] = set()
         self.lost_results: Set[int] = set()
+        self.resting: Set[int] = set()
         self.entered: Dict[int, int] = {}
         self.attempts_failed: Dict[int, int] = {}
         self.events = 0
@@ -248,6 +249,11 @@ class World:
             w.revoked = False  # here comes the answer
             self.give_back(worker)
 
+    def rest(self, step: int) -> None:
+        """It is time for the next attempt."""
+        self.resting.remove(step)
+        self._tell(ev.StepRested(step))
+
     def stop(self) -> None:
         self.stopping = True
         self._tell(ev.StopRequested())
@@ -259,6 +265,7 @@ class World:
         self.in_flight.discard(step)
         failed = self.attempts_failed[step] = self.attempts_failed.get(step, 0) + 1
         if failed <= self.demand[step].retries and not final and not self.stopping:
+            self.resting.add(step)
             self._tell(event, retried=[ev.Retry(step, failed)], skipped=self._hopeless(left))
             return
         self.fate[step] = Status.FAILED
@@ -327,6 +334,7 @@ class World:
             assert step not in self.in_flight, f"step {step} is handed out twice"
             assert step not in self.fate, f"step {step} is handed out though it is {self.fate[step].name}"
             assert step not in self.held, f"step {step} is handed out though it is held"
+            assert step not in self.resting, f"step {step} is handed out though it rests"
             late = {p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED}
             named = set(ahead[i]) if ahead else set()
             assert late == named, f"step {step} is handed out before its prerequisites {late}, naming {named}"

@@ -139,6 +139,8 @@ class _Story:
             world.stop()
         elif len(world.workers) < 5 and r.random() < 0.1:
             world.add_worker()
+        elif world.resting and r.random() < 0.2:
+            world.rest(r.choice(sorted(world.resting)))
         else:
             worker = r.choice(list(world.workers))
             self._work(worker)
@@ -204,6 +206,8 @@ class _Story:
         while world.scheduler.active:
             assert world.events <= bound, "the run does not come to its end"
             before = world.events
+            for step in sorted(world.resting):
+                world.rest(step)
             for worker, w in list(world.workers.items()):
                 while w.lane:
                     if w.refuses():

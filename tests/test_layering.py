@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "mpsteps"
 LEVELS: Dict[int, Tuple[str, ...]] = {
     0: (  # words that all use
         "errors", "constants", "_texts", "report", "listeners", "_context", "_machine", "_signals", "_proctree",
+        "_memory",
     ),
     1: (  # what a user declares: knows nothing of how it is run
         "validators", "scalars", "_elements", "params", "form", "steps", "stepsgraph", "_outcome", "_paths", "_inputs",
@@ -33,7 +34,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
         "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder",
-        "_shared_array",
+        "_shared_array", "_deaths", "_memory_watch", "_rests",
     ),
     6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
@@ -48,7 +49,6 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("protocol", "run"): "Protocol.run() is a short way of saying mpsteps.run.run(protocol)",
     ("protocol", "stepsgraph"): "only who asks for the graph pays for it",
     ("run", "engines.processes"): "the inline engine needs no workers",
-    ("_coordinator", "engines.processes"): "to describe an exit, when a worker has died",
     ("_worker", "steps"): "only workers whose steps use ResultOf, or ask for other steps, pay for it",
     ("_remote", "steps"): "likewise",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",

@@ -36,7 +36,8 @@ def test_json_has_every_field():
     found = json.loads(report(message="größer", failed=(StepReport(2, "work", "(5,)", "x"),)).to_json())
     assert found["message"] == "größer"
     assert found["failed"] == [
-        {"step": 2, "function": "work", "arguments": "(5,)", "message": "x", "traceback": "", "log": ""}
+        {"step": 2, "function": "work", "arguments": "(5,)", "message": "x", "traceback": "", "log": "",
+         "peak_kib": 0}
     ]
     assert set(found) == set(RunReport._fields)
 

@@ -19,6 +19,7 @@ from mpsteps._core.events import (
     StepHeld,
     StepInteractive,
     StepReleased,
+    StepRested,
     StepRestored,
     StepsAdded,
     StepsFinished,
@@ -291,13 +292,50 @@ def test_a_step_added_behind_a_failed_or_skipped_one_is_skipped_and_blames_the_f
     assert tell(scheduler, StepAdded(4, (1,), held=True)) == [Closed((4,), Status.SKIPPED, 1)]
 
 
-def test_a_declared_retry_is_made_before_anything_else() -> None:
-    """The step has waited long enough: it goes to the front."""
+def test_a_step_that_is_tried_again_rests_first_and_then_goes_before_others_of_its_kind() -> None:
+    """Others run meanwhile; when its time has come it has waited long enough, and goes to the front."""
     scheduler = make(WorkerReady(1), StepAdded(1, demand=Demand(retries=1)), StepAdded(2))
 
-    assert tell(scheduler, StepFailed(1, 1)) == [Retry(1, 1), Dispatch(1, (1,)), Running(1, 1)]
+    assert tell(scheduler, StepFailed(1, 1)) == [Retry(1, 1), Dispatch(1, (2,)), Running(1, 2)]
+    tell(scheduler, StepAdded(3, demand=Demand(retries=1)))
+    assert tell(scheduler, StepRested(1)) == []
+    assert tell(scheduler, StepsFinished(1, (2,))) == [
+        Closed((2,), Status.FINISHED), Dispatch(1, (1,)), Running(1, 1),
+    ]  # fmt: skip
     assert scheduler.attempt(1) == 2
     assert tell(scheduler, StepFailed(1, 1)) == [Closed((1,), Status.FAILED)]
+
+
+def test_a_step_that_rests_keeps_the_run_alive_unless_that_stops() -> None:
+    """It will run without anybody's doing; after a stop it will not."""
+    scheduler = make(WorkerReady(1), StepAdded(1, demand=Demand(retries=1)), StepFailed(1, 1))
+
+    assert scheduler.status(1) is Status.RESTING
+    assert scheduler.active
+    tell(scheduler, StopRequested())
+    assert not scheduler.active
+    assert tell(scheduler, StepRested(1)) == [], "nothing starts any more"
+
+
+def test_a_step_that_rests_holds_nothing_and_cannot_be_changed() -> None:
+    """Its slots are free; it has begun once, so that what it waits for is settled."""
+    demand = Demand(retries=1, memory=10)
+    scheduler = make(WorkerReady(1), StepAdded(1, demand=demand), StepAdded(2), StepFailed(1, 1), memory=10)
+
+    assert scheduler.slots.free["memory"] == 10
+    with pytest.raises(UsageError, match="being tried already"):
+        scheduler.handle(StepHeld(1))
+    with pytest.raises(PrerequisiteError, match="step 1 is resting already"):
+        scheduler.handle(PrerequisitesAdded(1, (2,)))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_only_a_step_that_rests_can_have_rested(step: int) -> None:
+    """One that runs, one that waits, one that is not there: a bug of ours."""
+    scheduler = make(WorkerReady(1), StepAdded(1), StepAdded(2, (1,)))
+
+    with pytest.raises(InternalError):
+        scheduler.handle(StepRested(step))
 
 
 def test_a_final_failure_is_not_retried() -> None:
@@ -345,7 +383,8 @@ def test_a_death_costs_one_of_the_declared_attempts() -> None:
     """Lost is failed: it is retried only where retries were declared."""
     scheduler = make(WorkerReady(1), WorkerReady(2), StepAdded(1, demand=Demand(retries=1)))
 
-    assert tell(scheduler, WorkerLost(1, began=1)) == [Retry(1, 1), Dispatch(2, (1,)), Running(2, 1)]
+    assert tell(scheduler, WorkerLost(1, began=1)) == [Retry(1, 1)]
+    assert tell(scheduler, StepRested(1)) == [Dispatch(2, (1,)), Running(2, 1)]
     assert tell(scheduler, WorkerLost(2, began=1)) == [Closed((1,), Status.FAILED)]
 
 
@@ -549,7 +588,9 @@ def test_a_retried_special_step_comes_before_others_of_its_kind() -> None:
     demand = Demand(retries=1, memory=10)
     scheduler = make(WorkerReady(1), *(StepAdded(step, demand=demand) for step in (1, 2)), memory=10)
 
-    assert tell(scheduler, StepFailed(1, 1)) == [Retry(1, 1), Dispatch(1, (1,)), Running(1, 1)]
+    assert tell(scheduler, StepFailed(1, 1)) == [Retry(1, 1), Dispatch(1, (2,)), Running(1, 2)]
+    tell(scheduler, StepAdded(3, demand=demand), StepRested(1))
+    assert tell(scheduler, StepsFinished(1, (2,)))[1:] == [Dispatch(1, (1,)), Running(1, 1)]
 
 
 # ------------------------------------------------------------------------------------------------- illegal events

@@ -203,5 +203,5 @@ def _nonsense(scheduler: Any, r: random.Random) -> Any:
         lambda: ev.StepFailed(worker, step()), lambda: ev.StepInteractive(worker, step()),
         lambda: ev.StepsReturned(worker, steps()), lambda: ev.WorkerLost(worker, r.choice((None, step()))),
         lambda: ev.StepsAdded(r.choice((step(), known + 1)), [steps() for _ in range(r.randint(0, 3))]),
-        lambda: ev.LaneStalled(worker, step()), lambda: "an event",
+        lambda: ev.LaneStalled(worker, step()), lambda: ev.StepRested(step()), lambda: "an event",
     ))()  # fmt: skip

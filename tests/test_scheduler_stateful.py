@@ -142,6 +142,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def lose_result(self, data: Any) -> None:
         self.world.lose_result(data.draw(st.sampled_from(self._workers("done"))))
 
+    @precondition(lambda self: self.world.resting)
+    @rule(data=st.data())
+    def rest(self, data: Any) -> None:
+        self.world.rest(data.draw(st.sampled_from(sorted(self.world.resting))))
+
     @precondition(lambda self: len(self.world.needs) > 6)
     @rule()
     def stop(self) -> None:
@@ -161,6 +166,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         while world.scheduler.active:
             assert world.events <= bound, "the run does not come to its end"
             before = world.events
+            for step in sorted(world.resting):
+                world.rest(step)
             for worker, w in list(world.workers.items()):
                 while w.lane:
                     if w.refuses():

@@ -8,6 +8,7 @@ PrerequisitesAdded        Closed (skipped at once), Dispatch (all of them have f
 StepReleased              Dispatch
 StepHeld                  Dispatch (what it kept back)
 StepRestored              Dispatch
+StepRested                Dispatch
 WorkerReady               Dispatch
 StepsFinished             Closed, Dispatch
 StepFailed                Closed, Retry, Dispatch, Revoke (the run stops)
@@ -79,6 +80,12 @@ class StepRestored(NamedTuple):
     step: int
 
 
+class StepRested(NamedTuple):
+    """It is time for the next attempt of a step: whoever was told to `Retry` it says so, once, when he likes."""
+
+    step: int
+
+
 class WorkerReady(NamedTuple):
     """A worker can take steps."""
 
@@ -136,8 +143,8 @@ class StopRequested(NamedTuple):
 
 
 Event = Union[
-    StepAdded, StepsAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, WorkerReady, StepsFinished,
-    StepFailed, StepInteractive, StepsReturned, WorkerLost, LaneStalled, StopRequested,
+    StepAdded, StepsAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, StepRested, WorkerReady,
+    StepsFinished, StepFailed, StepInteractive, StepsReturned, WorkerLost, LaneStalled, StopRequested,
 ]  # fmt: skip
 
 
@@ -169,7 +176,8 @@ class Closed(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """An attempt of this step failed and another one will be made; `attempt` is the number of the one that failed."""
+    """An attempt of this step failed and another one will be made, after `StepRested`; `attempt` is the number of the
+    one that failed."""
 
     step: int
     attempt: int

@@ -24,6 +24,7 @@ from mpsteps._core.events import (
     StepHeld,
     StepInteractive,
     StepReleased,
+    StepRested,
     StepRestored,
     StepsAdded,
     StepsFinished,
@@ -42,6 +43,7 @@ from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 
 _BLOCKED, _READY, _FINISHED = int(Status.BLOCKED), int(Status.READY), int(Status.FINISHED)
+_RESTING = int(Status.RESTING)
 _LOST_CAUSE = (int(Status.FAILED), int(Status.SKIPPED))
 _IN_LANE = (int(Status.DISPATCHED), int(Status.RUNNING))
 _CAN_BE_SKIPPED = (int(Status.BLOCKED), int(Status.HELD))
@@ -98,8 +100,9 @@ class Scheduler:
 
     @property
     def active(self) -> bool:
-        """Whether anything runs, or will run without further events from outside."""
-        return self.in_flight() > 0 or (self.counts[_READY] > 0 and not self.stopping)
+        """Whether anything runs, or will run without further events from outside (but for the time that passes)."""
+        waiting = self.counts[_READY] + self.counts[_RESTING]
+        return self.in_flight() > 0 or (waiting > 0 and not self.stopping)
 
     def lane(self, worker: int) -> Tuple[int, ...]:
         """The steps that `worker` was sent and has not answered."""
@@ -120,6 +123,11 @@ class Scheduler:
     def attempt(self, step: int) -> int:
         """The number of the attempt that runs now or would run next, from 1."""
         return self._attempts.get(step, 0) + 1
+
+    def memory_of(self, step: int) -> int:
+        """Bytes that a step may use, as far as somebody has said; 0: nobody has."""
+        demand = self._register.demands.get(step)
+        return 0 if demand is None else demand.memory
 
     def blame(self, step: int) -> Optional[int]:
         """The failed step because of which `step` was skipped."""
@@ -218,7 +226,7 @@ class Scheduler:
         self._check_prerequisites(step, event.prerequisites)
         if status is Status.SKIPPED:
             return  # one of its prerequisites has failed: more of them change nothing
-        if status in FINAL or status in IN_FLIGHT or status is Status.UNKNOWN:
+        if status in FINAL or status in IN_FLIGHT or status in (Status.UNKNOWN, Status.RESTING):
             raise PrerequisiteError(
                 f"step {step} is {status.name.lower()} already: it cannot wait for steps {list(event.prerequisites)}; "
                 "insert it with wait=True and release it when all its prerequisites are known"
@@ -237,13 +245,18 @@ class Scheduler:
         self._unblock(event.step)
 
     def _step_held(self, event: StepHeld, commands: List[Command]) -> None:
-        if self.status(event.step) in IN_FLIGHT:
-            raise UsageError(f"step {event.step} is on its way to a worker already: it cannot be made to wait")
+        status = self.status(event.step)
+        if status in IN_FLIGHT or status is Status.RESTING:
+            where = "being tried" if status is Status.RESTING else "on its way to a worker"
+            raise UsageError(f"step {event.step} is {where} already: it cannot be made to wait")
         self._move_from_ready(event.step, Cause.HELD_AGAIN)
 
     def _step_restored(self, event: StepRestored, commands: List[Command]) -> None:
         self._move_from_ready(event.step, Cause.RESTORED)
         self._release_dependants((event.step,))
+
+    def _step_rested(self, event: StepRested, commands: List[Command]) -> None:
+        self._back(event.step, Cause.RESTED)
 
     def _move_from_ready(self, step: int, cause: Cause) -> None:
         """Move a step that may be waiting for a worker, but is not to be run."""
@@ -313,7 +326,7 @@ class Scheduler:
     def _attempt_failed(self, step: int, final: bool, commands: List[Command]) -> None:
         failed = self._attempts[step] = self._attempts.get(step, 0) + 1
         if not final and not self.stopping and failed <= self._register.demands.get(step, PLAIN).retries:
-            self._back(step, Cause.RETRIED)
+            self._register.move(step, Cause.RETRIED)
             commands.append(Retry(step, failed))
             return
         self._doomed.pop(step, None)
@@ -383,6 +396,8 @@ class Scheduler:
             retries = self._register.demands.get(step, PLAIN).retries
             assert failed <= retries + 1, f"step {step} had {failed} attempts, {retries} retries"
             assert failed <= retries or statuses[step] == Status.FAILED, f"step {step} is tried too often"
+        resting = [s for s in range(1, len(statuses)) if statuses[s] == _RESTING]
+        assert all(self._attempts.get(s) and not missing(s) for s in resting), f"resting: {resting}"
         busy = any(steps for _, steps in self._lanes.items())
         if not self.stopping and not busy and len(self.lanes()) > 1:
             assert not self.counts[_READY], "all workers idle while a step is ready"
@@ -401,6 +416,7 @@ _HANDLERS: Dict[type, Callable[..., None]] = {
     StepReleased: Scheduler._step_released,
     StepHeld: Scheduler._step_held,
     StepRestored: Scheduler._step_restored,
+    StepRested: Scheduler._step_rested,
     WorkerReady: Scheduler._worker_ready,
     StepsFinished: Scheduler._steps_finished,
     StepFailed: Scheduler._step_failed,

@@ -27,6 +27,8 @@ class Status(enum.IntEnum):
     """A prerequisite failed, so that it can never run in this run."""
     INTERACTIVE = 9
     """It ran and now waits for a person; the run stops here."""
+    RESTING = 10
+    """An attempt of it failed; it waits until it is time for the next one. It holds nothing meanwhile."""
 
 
 class Cause(enum.IntEnum):
@@ -49,6 +51,7 @@ class Cause(enum.IntEnum):
     AWAITS_USER = 14
     SENT_AHEAD = 15
     RETURNED_EARLY = 16
+    RESTED = 17
 
 
 # (from, cause) -> to. Anything else is a bug and raises InternalError with the step's story. docs/state-diagram.md is
@@ -79,7 +82,8 @@ TRANSITIONS: Dict[Tuple[Status, Cause], Status] = {
     (Status.RUNNING, Cause.SUCCEEDED): Status.FINISHED,
     (Status.DISPATCHED, Cause.FAILED): Status.FAILED,
     (Status.RUNNING, Cause.FAILED): Status.FAILED,
-    (Status.RUNNING, Cause.RETRIED): Status.READY,
+    (Status.RUNNING, Cause.RETRIED): Status.RESTING,
+    (Status.RESTING, Cause.RESTED): Status.READY,
     (Status.DISPATCHED, Cause.AWAITS_USER): Status.INTERACTIVE,
     (Status.RUNNING, Cause.AWAITS_USER): Status.INTERACTIVE,
 }

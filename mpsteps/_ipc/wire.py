@@ -177,9 +177,10 @@ def pack_arguments(
 class Failure(NamedTuple):
     """A failed attempt, told so that it always travels.
 
-    `kind`: exception (raised by the step), serialization, or, made by the coordinator, lost, timeout, cancelled.
+    `kind`: exception (raised by the step), serialization, or, by the coordinator, lost, memory, timeout, cancelled.
     `type_name`, `message` and `traceback` are text; `parcel` is the exception object, or None if it cannot travel.
-    `part` names what could not travel ('result', 'argument 2', "attribute 'handle'").
+    `part` names what could not travel ('result', 'argument 2', "attribute 'handle'"). `peak_kib`: the most memory that
+    its process had, KiB (0: not known).
     """
 
     kind: str
@@ -191,6 +192,7 @@ class Failure(NamedTuple):
     pid: Optional[int] = None
     exitcode: Optional[int] = None
     log: str = ""
+    peak_kib: int = 0
 
     def cause(self) -> str:
         """One sentence: why it failed."""
