@@ -99,20 +99,16 @@ class Coordinator:
 
     def turn(self) -> None:
         """Wait for something to happen and take it in."""
-        seconds, began = 0.0 if self._inbox else self._seconds_to_wait(), time.monotonic()
-        happenings = self.engine.wait(seconds)
-        if self._deadlines and seconds is not None:
-            self._excuse(time.monotonic() - began - seconds)
-        for happening in happenings:
+        for happening in self._wait(0 if self._inbox else self._seconds_to_wait()):
             self._take(happening)
         self.take_inbox()
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             self._out_of_time(heapq.heappop(self._deadlines))
-        for step in self._rests.ended(now):
-            self.handle(StepRested(step))
-        look = self._memory.next_look()
-        if look is not None and look <= now:
+        if self._rests.until:
+            for step in self._rests.ended(now):
+                self.handle(StepRested(step))
+        if self._memory.watched:
             self._look_at_memory(now)
         self._relieve_stalled(now)
         call = self.work.next_call(now)
@@ -181,9 +177,11 @@ class Coordinator:
 
     def _seconds_to_wait(self) -> Optional[float]:
         times = [min(self._deadlines[0][0], time.monotonic() + AWAKE_SECONDS)] if self._deadlines else []
-        for time_of in (self.work.next_call(time.monotonic()), self._rests.next_end(), self._memory.next_look()):
-            if time_of is not None:
-                times.append(time_of)
+        call = self.work.next_call(time.monotonic())
+        if call is not None:
+            times.append(call)
+        if self._rests.until or self._memory.watched:
+            times += [when for when in (self._rests.next_end(), self._memory.next_look()) if when is not None]
         times += [began + STALL_SECONDS for w, began in self._heads.items() if self.scheduler.is_crowded(w)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -372,15 +370,23 @@ class Coordinator:
 
     def _look_at_memory(self, now: float) -> None:
         """End the steps that use more memory than they declared, with all that they have started."""
-        for worker, step, attempt, used, limit in self._memory.look(now):
+        due = self._memory.next_look()
+        for worker, step, attempt, used, limit in self._memory.look(now) if due is not None and due <= now else ():
             if step in self.scheduler.lane(worker) and attempt == self.scheduler.attempt(step):
                 self._condemned[worker] = used_too_much(used, limit)
                 self.engine.kill(worker, signal.SIGKILL)
 
-    def _excuse(self, overslept: float) -> None:
-        """Time in which this process, and with it perhaps the whole run, was stopped is not the steps' time."""
+    def _wait(self, seconds: Optional[float]) -> List[Happening]:
+        """Wait for something to happen. Time in which this process, and with it perhaps the whole run, was stopped is
+        not the steps' time."""
+        if not self._deadlines or seconds is None:
+            return self.engine.wait(seconds)
+        began = time.monotonic()
+        happenings = self.engine.wait(seconds)
+        overslept = time.monotonic() - began - seconds
         if overslept > AWAKE_SECONDS:
             self._deadlines = [(d[0] + overslept, *d[1:]) for d in self._deadlines]  # the order of a heap is kept
+        return happenings
 
     def _out_of_time(self, deadline: Tuple[float, int, int, int, int]) -> None:
         """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""

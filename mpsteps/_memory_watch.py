@@ -40,38 +40,38 @@ class Excess(NamedTuple):
 
 
 class MemoryWatch:
-    """The steps with a limit that run now. All times are monotonic seconds."""
+    """The steps with a limit that run now, by worker: `watched`. All times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._watched: Dict[int, Watched] = {}
+        self.watched: Dict[int, Watched] = {}
         self._next = 0.0
 
     def begin(self, worker: int, step: int, attempt: int, pid: int, limit: int) -> None:
         """A worker is about to be sent a step. What it holds already (earlier steps have left it) is not this one's."""
-        if not self._watched:
+        if not self.watched:
             self._next = time.monotonic() + LOOK_SECONDS
-        self._watched[worker] = Watched(step, attempt, pid, limit, own_memory(pid))
+        self.watched[worker] = Watched(step, attempt, pid, limit, own_memory(pid))
 
     def end(self, worker: int) -> None:
         """It runs something else, or nothing."""
-        self._watched.pop(worker, None)
+        self.watched.pop(worker, None)
 
     def next_look(self) -> Optional[float]:
         """When `look` is due; None: nothing is watched."""
-        return self._next if self._watched else None
+        return self._next if self.watched else None
 
     def look(self, now: float) -> List[Excess]:
         """The steps that use too much now. They are not watched any more."""
         found = []
         table = process_table()
-        for worker, w in list(self._watched.items()):
+        for worker, w in list(self.watched.items()):
             pids = [w.pid, *descendants(w.pid, table)]
             used = sum(map(own_memory, pids)) - w.before
             if used > w.limit and len(pids) > 1:  # forks count what they share with their parent once more
                 used = fair_memory(pids) - w.before
             if used > w.limit:
                 found.append(Excess(worker, w.step, w.attempt, used, w.limit))
-                del self._watched[worker]
+                del self.watched[worker]
         ended = time.monotonic()
         self._next = ended + max(LOOK_SECONDS, (ended - now) / SHARE_OF_TIME)
         return found

@@ -17,24 +17,35 @@ class Output:
     written is moved to its own log, in `folder`, when it ends."""
 
     def __init__(self, path: str, folder: str) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.dup2(fd, 1)
-        os.dup2(fd, 2)
-        os.close(fd)
+        self._path, self._folder = path, folder
+        self._fd = self._open()  # shares its position with 1 and 2, and is ours also where a step has closed those
+        os.dup2(self._fd, 1)
+        os.dup2(self._fd, 2)
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(line_buffering=True, errors="backslashreplace")
         faulthandler.enable(file=2)
-        self._path, self._folder = path, folder
         logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s: %(message)s")
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def has_written(self, seconds: float) -> bool:
         """Whether the step, which took `seconds`, left output. All that write to the descriptor share its position;
         only a program could have opened the file anew."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return os.lseek(1, 0, os.SEEK_CUR) != 0 or (seconds > PROGRAM_SECONDS and os.fstat(1).st_size != 0)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # the step has closed them, or put something else in their place, or the disk is full
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_CUR) != 0 or (
+                seconds > PROGRAM_SECONDS and os.fstat(self._fd).st_size != 0
+            )
+        except OSError:  # it has closed all descriptors that there are
+            self._fd = self._open()
+            return os.fstat(self._fd).st_size != 0
 
     def keep(self, step: int) -> bool:
         """Move what the step wrote to its own log; whether that could be done."""
@@ -45,8 +56,8 @@ class Output:
         except OSError as error:  # the disk is full, say: that is no reason to lose the step; its output stays here
             print(f"mpsteps: the output of step {step} stays in {self._path}: {error}", file=sys.stderr, flush=True)
             return False
-        os.ftruncate(1, 0)
-        os.lseek(1, 0, os.SEEK_SET)
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
         return True
 
 

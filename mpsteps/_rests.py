@@ -26,22 +26,22 @@ def rest_seconds(step: int, attempt: int) -> float:
 
 
 class Rests:
-    """The steps that rest. All times are monotonic seconds."""
+    """The steps that rest. All times are monotonic seconds. `until`: a heap of (when, step)."""
 
     def __init__(self) -> None:
-        self._until: List[Tuple[float, int]] = []
+        self.until: List[Tuple[float, int]] = []
 
     def begin(self, step: int, attempt: int, now: float) -> None:
         """An attempt failed, and another will be made."""
-        heapq.heappush(self._until, (now + rest_seconds(step, attempt), step))
+        heapq.heappush(self.until, (now + rest_seconds(step, attempt), step))
 
     def next_end(self) -> Optional[float]:
         """When the first of them has rested; None: none rests."""
-        return self._until[0][0] if self._until else None
+        return self.until[0][0] if self.until else None
 
     def ended(self, now: float) -> List[int]:
         """The steps that have rested by now; each is told once."""
         found = []
-        while self._until and self._until[0][0] <= now:
-            found.append(heapq.heappop(self._until)[1])
+        while self.until and self.until[0][0] <= now:
+            found.append(heapq.heappop(self.until)[1])
         return found

@@ -15,18 +15,21 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
 from mpsteps._results import check_result_files
+from mpsteps._surroundings import LOOK_SECONDS, Surroundings
 from mpsteps._worker_blocks import WorkerBlocks
-from mpsteps.errors import InternalError, MpstepsError, SerializationError
+from mpsteps.errors import InternalError, MpstepsError, SerializationError, UsageError
+from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
 """Replies are kept back at most about this long while there are more steps to run."""
@@ -40,6 +43,8 @@ SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
+MEMORY_LEFT = 64 << 20
+"""A worker whose step raised MemoryError and left so many bytes behind is not used again."""
 
 _READ_ONLY = (
     "large arrays that are attributes of the protocol cannot be written by steps: put a new array in the attribute's "
@@ -52,8 +57,13 @@ EXIT_LANE_BROKEN = 70  # as EX_SOFTWARE: what came out of the ring was not what 
 class Worker:
     """Runs the steps of one lane. `run()` returns the exit code of the process."""
 
-    def __init__(self, end: WorkerEnd) -> None:
+    def __init__(self, end: WorkerEnd, own_fds: Sequence[int] = ()) -> None:
         self._end = end
+        self._surroundings = Surroundings(own_fds)
+        self._look_at = 0.0
+        self._trusted = self._surroundings.trusted
+        self._memory_at_start = 0
+        self._forked = False  # this process is a fork of the worker, made by a step
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
         self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
@@ -75,7 +85,6 @@ class Worker:
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
-        self._home = _current_folder()
 
     # ------------------------------------------------------------------ messages
 
@@ -90,6 +99,10 @@ class Worker:
                         return 0
                     self._receive(block=True)
                 self._next(queue.popleft())
+        except OSError:
+            if self._leaving:
+                return 0  # a step has closed the bell: the coordinator hears of our end, and finds all we have said
+            raise
         except MpstepsError as error:  # RingCorrupt: the steps of this lane are reported lost
             print(f"mpsteps worker {os.getpid()}: {error}", file=sys.stderr, flush=True)
             return EXIT_LANE_BROKEN
@@ -136,6 +149,8 @@ class Worker:
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
+        if self._forked:
+            raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
         self._reply((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
         self._flush()
         while not self._answers:
@@ -164,6 +179,8 @@ class Worker:
                 self._protocol._stepsExecutor = self._context
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
+            self._surroundings.take()
+            self._memory_at_start = own_memory(os.getpid())
             self._reply((-wire.READY, os.getpid()))
         except BaseException as error:
             self._reply((-wire.UNFIT, tuple(wire.describe(error))))
@@ -185,8 +202,11 @@ class Worker:
         ended = time.perf_counter()
         seconds = ended - started
         used = self._cpu_used(seconds)
-        if failure is not None or (self._protocol is not None and self._protocol._currentDir is not None):
-            self._go_home()
+        if failure is not None:
+            failure = failure._replace(peak_kib=_peak_kib())
+        leaving = False
+        if ended >= self._look_at or message[2] not in self._trusted or failure is not None:
+            leaving = self._look_around(message[2], failure)
         if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
@@ -197,14 +217,18 @@ class Worker:
             self._remember(step, extras.get("value"))
             self._reply((step, seconds, used, extras))
             self._flush()
+            if leaving:
+                self._after_failure()
         else:
             self._remember(step, None)
             # This one may be kept back for a while: the word alone says that the step has finished, should this
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
-            if ended - self._flushed > FLUSH_SECONDS or kept >= FLUSH_COUNT:
+            if ended - self._flushed > FLUSH_SECONDS or kept >= FLUSH_COUNT or leaving:
                 self._flush()
+            if leaving:
+                self._after_failure()
 
     def _keep_reply(self, step: int, seconds: float, used: float) -> int:
         """Add a step that left nothing to those that are told in one message; how many they are."""
@@ -228,14 +252,32 @@ class Worker:
             used += self._new_cpu_of_programs()
         return used
 
-    def _go_home(self) -> None:
-        """A step that entered a directory and did not leave it must not take the next one there."""
+    def _look_around(self, function: Any, failure: Optional[wire.Failure]) -> bool:
+        """What the step has changed around it is not for the next one; whether this worker has to leave."""
+        surroundings = self._surroundings
         if self._protocol is not None:
             self._protocol._currentDir = None
-        try:
-            os.chdir(self._home)
-        except OSError:
-            pass  # it was removed: there is no better place than here
+        changed, problem = surroundings.put_back()
+        if changed:
+            surroundings.suspect(function)
+        else:
+            surroundings.clean(function)
+        if failure is not None and failure.type_name == "MemoryError":
+            left = own_memory(os.getpid()) - self._memory_at_start
+            if left > MEMORY_LEFT:
+                problem = problem or f"it ran out of memory, and {format_bytes(left)} of it are not free again"
+        if problem:
+            self._leaving = True
+            sys.stderr.write(f"mpsteps: worker {os.getpid()} is replaced after this step: {problem}\n")
+            sys.stderr.flush()
+        self._look_at = time.perf_counter() + LOOK_SECONDS
+        return self._leaving
+
+    def forked(self) -> None:
+        """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
+        self._forked = True
+        self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
+        self._output = None
 
     def _new_cpu_of_programs(self) -> float:
         """CPU seconds of the programs that have ended since this was last asked. (Only asked after a step that waited
@@ -291,6 +333,8 @@ class Worker:
                 if files:
                     found["files"] = files
         except BaseException as error:
+            if self._forked:
+                _end_fork(error)
             failure = wire.describe(error)
             if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
                 failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
@@ -407,19 +451,47 @@ def _cannot_send(error: BaseException, part: str, what: str) -> wire.Failure:
     )
 
 
-def _current_folder() -> str:
+def _peak_kib() -> int:
+    """The most memory that this process has had, KiB."""
+    import resource  # not there on Windows, where there are no workers
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform != "darwin" else peak // 1024
+
+
+class _NotOurs:
+    """The lane, as a fork of the worker sees it: who comes back from a step there has nothing to do here."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _end_fork(None)
+
+
+def _end_fork(error: Optional[BaseException]) -> NoReturn:
+    """End a process that a step has forked, as Python would have ended it: by what it raised."""
+    code: Any = 0
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
     try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return os.curdir  # it has been removed: there is nothing to come home to
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)
 
 
-def main(end: WorkerEnd) -> int:
-    """The life of a worker process after the fork; returns its exit code."""
+def main(end: WorkerEnd, own_fds: Sequence[int] = ()) -> int:
+    """The life of a worker process after the fork; returns its exit code. `own_fds`: without which it cannot live."""
     blocks.told_kept = SHARED_ARRAYS_KEPT
     signal.signal(signal.SIGINT, _ignore)
     sys.argv[:1] = ["mpsteps-worker"]
-    return Worker(end).run()
+    worker = Worker(end, own_fds)
+    os.register_at_fork(after_in_child=worker.forked)
+    return worker.run()
 
 
 def _ignore(_signum: int, _frame: Any) -> None:

@@ -241,7 +241,7 @@ def _serve_lane(lane_fds: List[int], board_fds: List[int]) -> int:
 
     board = Board.from_fds(board_fds)
     lane = Lane.from_fds(lane_fds)
-    return _worker.main(lane.worker_side(board))
+    return _worker.main(lane.worker_side(board), (*lane.bell.fds(), *board.bell.fds(), *_kept))
 
 
 def _leave_properly() -> None:
@@ -311,6 +311,10 @@ def _end_of_start(stderr_fd: int) -> None:
         pass  # nobody reads our standard error any more
 
 
+_kept: Tuple[int, ...] = ()
+"""Descriptors that every worker holds as long as it lives."""
+
+
 def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequence[str]) -> NoReturn:
     """Run the zygote on an inherited socket.
 
@@ -319,11 +323,15 @@ def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequenc
     modules of ours that workers are going to need.
     """
     plug_stdio()
+    global _kept
+    _kept = tuple(kept_fds)
     for fd in (link_fd, stderr_fd, *kept_fds):
         os.set_inheritable(fd, False)
     # A mask is inherited through exec: without this, a coordinator that blocks SIGCHLD would never hear of a death.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Loaded before the first fork, so that every worker starts with them: they are the larger part of its start.
+    import resource  # noqa: F401
+
     import cloudpickle  # noqa: F401
     import tblib.pickling_support  # noqa: F401
 

@@ -34,7 +34,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
         "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder",
-        "_shared_array", "_deaths", "_memory_watch", "_rests",
+        "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
     ),
     6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
