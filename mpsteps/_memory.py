@@ -37,6 +37,8 @@ def oom_kills() -> Optional[int]:
     """How many processes the kernel has ended for want of memory in this process's cgroup (in the machine, where that
     has no counter); None where the system does not say."""
     for folder in _machine._cgroup_folders("memory"):
+        if not os.path.isdir(folder):
+            continue  # in a container: what is mounted there is our group, under another name
         for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
             found = _entry(_machine._read(folder, name), "oom_kill")
             if found is not None:

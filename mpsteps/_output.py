@@ -18,15 +18,20 @@ class Output:
 
     def __init__(self, path: str, folder: str) -> None:
         self._path, self._folder = path, folder
-        self._fd = self._open()  # shares its position with 1 and 2, and is ours also where a step has closed those
-        os.dup2(self._fd, 1)
-        os.dup2(self._fd, 2)
+        self.attach()
         for stream in (sys.stdout, sys.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(line_buffering=True, errors="backslashreplace")
         faulthandler.enable(file=2)
         logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(levelname)s: %(message)s")
+
+    def attach(self) -> None:
+        """Have descriptors 1 and 2 lead to the file, whatever has become of them."""
+        self._fd = self._open()  # shares its position with 1 and 2, and is ours also where a step has closed those
+        os.lseek(self._fd, 0, os.SEEK_END)
+        os.dup2(self._fd, 1)
+        os.dup2(self._fd, 2)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -39,13 +44,9 @@ class Output:
             sys.stderr.flush()
         except (OSError, ValueError, AttributeError):
             pass  # the step has closed them, or put something else in their place, or the disk is full
-        try:
-            return os.lseek(self._fd, 0, os.SEEK_CUR) != 0 or (
-                seconds > PROGRAM_SECONDS and os.fstat(self._fd).st_size != 0
-            )
-        except OSError:  # it has closed all descriptors that there are
-            self._fd = self._open()
-            return os.fstat(self._fd).st_size != 0
+        return os.lseek(self._fd, 0, os.SEEK_CUR) != 0 or (
+            seconds > PROGRAM_SECONDS and os.fstat(self._fd).st_size != 0
+        )
 
     def keep(self, step: int) -> bool:
         """Move what the step wrote to its own log; whether that could be done."""

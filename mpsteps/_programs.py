@@ -9,6 +9,7 @@ import subprocess
 from typing import Any, BinaryIO, Dict, Mapping, Optional, Sequence, Union
 
 from mpsteps import _context
+from mpsteps._memory import oom_kills
 from mpsteps.errors import ProgramError, UsageError
 
 GPU_PLACEHOLDER = "%(GPU)s"
@@ -51,7 +52,7 @@ def run(
     line = command_line(program, arguments, context.gpus if context else ())
     log = context.log if context else None
     print(f"** Running command: {line}", flush=True)
-    start = _size(log)
+    start, killed = _size(log), oom_kills()
     output = _open_log(log) if log else None
     try:
         done = subprocess.run(
@@ -71,7 +72,7 @@ def run(
         if output:
             output.close()
     if done.returncode:
-        raise ProgramError(_what_happened(line, done.returncode, _tail(log, start)))
+        raise ProgramError(_what_happened(line, done.returncode, _tail(log, start), killed))
 
 
 def _open_log(path: str) -> BinaryIO:
@@ -87,7 +88,7 @@ def _environment(env: Optional[Mapping[str, str]], threads: Optional[int]) -> Di
     return merged
 
 
-def _what_happened(line: str, code: int, tail: str) -> str:
+def _what_happened(line: str, code: int, tail: str, oom_kills_before: Optional[int]) -> str:
     if code < 0:
         how = f"was killed by {_signal_name(-code)}"
     elif code > 128 and _signal_name(code - 128):  # how a shell reports that the program was killed
@@ -96,6 +97,8 @@ def _what_happened(line: str, code: int, tail: str) -> str:
         how = "ended with exit code 127: the shell did not find the program"
     else:
         how = f"ended with exit code {code}"
+    if "SIGKILL" in how and oom_kills_before is not None and (oom_kills() or 0) > oom_kills_before:
+        how += ", as the kernel ran out of memory"
     return f"'{line}' {how}" + (f"; its last lines:\n{tail}" if tail else "")
 
 

@@ -268,8 +268,13 @@ class Worker:
                 problem = problem or f"it ran out of memory, and {format_bytes(left)} of it are not free again"
         if problem:
             self._leaving = True
-            sys.stderr.write(f"mpsteps: worker {os.getpid()} is replaced after this step: {problem}\n")
-            sys.stderr.flush()
+            if self._output is not None:
+                self._output.attach()  # it may have closed that, too
+            try:
+                sys.stderr.write(f"mpsteps: worker {os.getpid()} is replaced after this step: {problem}\n")
+                sys.stderr.flush()
+            except (OSError, ValueError, AttributeError):
+                pass  # there is no standard error any more that could be told
         self._look_at = time.perf_counter() + LOOK_SECONDS
         return self._leaving
 

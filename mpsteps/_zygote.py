@@ -4,8 +4,9 @@ It is exec'd once by the coordinator (`python -c`, no `__main__` of the user's) 
 
 - *fork* on request. It has one thread and has used no library of the user's, so that no lock can be held and no BLAS
   pool be half dead in a worker, whatever the coordinator's process does with threads.
-- *bury*: every death of a child is told to the coordinator with its exit status and peak memory, after the rest of
-  the worker's process group (programs it started) has been killed.
+- *bury*: every death of a child is told to the coordinator with its exit status and peak memory, after the programs it
+  started have been killed: those of its process group, and those that left it (they are known by a variable of their
+  environment). A worker that was stopped is told as well.
 - *guard*: it is the subreaper of everything below it, so that no daemon can slip away by a double fork. When the
   coordinator is gone (the socket ends, also after kill -9) it kills the whole tree and exits.
 - if the zygote itself is killed, its workers die by the parent-death signal, and the coordinator sees the socket end
@@ -15,7 +16,7 @@ Messages:
 
     ("fork", worker, n_fds, n_lane_fds) + descriptors      ("kill", worker, signal)        to the zygote
     ("up", guards)  ("forked", worker, pid)  ("no-fork", worker, text)
-    ("dead", worker, pid, exitcode, peak_kib)                                              from it
+    ("dead", worker, pid, exitcode, peak_kib)  ("stopped", worker)  ("continued", worker)  from it
 
 `guards` is False where the system has no subreaper (it is Linux's): a daemon that a step detached then outlives us.
 """
@@ -30,7 +31,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
 from mpsteps._ipc.link import Link, plug_stdio
 from mpsteps._proctree import descendants, send_signal
@@ -40,6 +41,8 @@ OOM_SCORE = 500
 """Added to a worker's oom_score_adj, so that the kernel's OOM killer takes a worker and not the coordinator."""
 KILL_SECONDS = 10.0
 """What has not died this long after SIGKILL (it hangs in a system call, or runs as somebody else) is left behind."""
+WORKER_VARIABLE = "MPSTEPS_WORKER"
+"""In the environment of what a worker starts: its pid. So programs that have detached themselves are known as its."""
 EXIT_NO_START = 71  # as EX_OSERR: the worker could not even start
 
 Prctl = Callable[[int, int], int]
@@ -51,6 +54,7 @@ class Zygote:
     def __init__(self, sock: socket.socket) -> None:
         self._link = Link(sock)
         self._workers: Dict[int, int] = {}  # worker -> pid, of those not reaped
+        self._killed: Set[int] = set()  # pids of those that we were told to kill
         self._prctl = _load_prctl()
         self._wake_read = -1
 
@@ -97,6 +101,7 @@ class Zygote:
         if message[0] == "fork":
             self._fork(*message[1:])
         elif message[0] == "kill" and message[1] in self._workers:
+            self._killed.add(self._workers[message[1]])
             _kill_worker(self._workers[message[1]], message[2])
 
     # ------------------------------------------------------------------------- birth
@@ -138,6 +143,7 @@ class Zygote:
             os.close(self._wake_read)
             os.close(wake_write)
             _raise_oom_score()
+            os.environ[WORKER_VARIABLE] = str(os.getpid())
             code = _serve_lane(lane_fds, board_fds)
             _leave_properly()
         except BaseException:
@@ -160,10 +166,16 @@ class Zygote:
             if pid in numbers:
                 _kill_group(pid, signal.SIGKILL)
 
+        for pid, stopped in _stopped_or_continued():
+            if pid in numbers and pid not in self._killed:
+                self._tell("stopped" if stopped else "continued", numbers[pid])
         for pid, status, peak_kib in _reap(before_reaping):
             worker = numbers.get(pid)
             if worker is not None:
+                if status:
+                    _kill_left_behind(pid)
                 del self._workers[worker]
+                self._killed.discard(pid)
                 self._tell("dead", worker, pid, _exit_code(status), peak_kib)
 
     def _kill_everything(self) -> None:
@@ -209,6 +221,31 @@ def _reap(before: Callable[[int], None]) -> Iterator[Tuple[int, int, int]]:
         if not peek:
             before(pid)
         yield pid, status, usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss // 1024
+
+
+def _stopped_or_continued() -> Iterator[Tuple[int, bool]]:
+    """The children that a signal has stopped (True), or let go on (False), since the last call."""
+    while hasattr(os, "waitid"):
+        try:
+            news = os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if news is None:
+            return
+        yield news.si_pid, news.si_code != os.CLD_CONTINUED
+
+
+def _kill_left_behind(pid: int) -> None:
+    """Kill what a worker that did not end by itself has started and that has left its group: by now it is below us."""
+    mark = f"{WORKER_VARIABLE}={pid}\0".encode()
+    for below in descendants(os.getpid()):
+        try:
+            with open(f"/proc/{below}/environ", "rb") as f:
+                found = mark in f.read()
+        except OSError:
+            continue  # it went while we looked, or is somebody else's; or there is no /proc
+        if found:
+            send_signal(below, signal.SIGKILL)
 
 
 def _leave(_pid: int) -> None:

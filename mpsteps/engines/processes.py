@@ -326,6 +326,8 @@ class ProcessEngine:
             return
         if what == "forked":
             w.pid = message[2]
+        elif what in ("stopped", "continued"):
+            self._say_stopped(w, what == "stopped")
         elif what == "no-fork":
             self._bury(w, None, 0)
             self._do_without(message[2])
@@ -335,6 +337,18 @@ class ProcessEngine:
                 how = f"{describe_exit(message[3])})\n{gone.log}".rstrip()
                 self._give_up(f"{BOOT_DEATHS} worker processes in a row died before they were ready ({how}")
             self._refill()
+
+    def _say_stopped(self, w: WorkerHandle, stopped: bool) -> None:
+        """Somebody has stopped a worker: he will have had a reason, and it may be a debugger. So it is waited for."""
+        step = None if w.damage else w.running()
+        where = "between steps" if step is None else f"in step {step}"
+        if stopped:
+            logger.warning(
+                "worker process %d was stopped by a signal, %s: it is waited for, unless the step has a timeout. "
+                "'kill -CONT %d' lets it go on, 'kill -KILL %d' ends it and its step", w.pid, where, w.pid, w.pid,
+            )  # fmt: skip
+        else:
+            logger.warning("worker process %d, which was stopped %s, goes on", w.pid, where)
 
     def _too_many_boot_deaths(self) -> bool:
         self._boot_deaths += 1
