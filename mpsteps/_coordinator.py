@@ -330,6 +330,9 @@ class Coordinator:
     ) -> None:
         pid = failure.pid or self.engine.pid(worker)
         attempt = self.scheduler.attempt(step)
+        why = self._condemned.get(worker)
+        if why is not None and failure.kind == "exception":  # raised by its handler of the signal that we sent
+            failure = failure._replace(kind=why.kind, type_name=why.type_name, message=why.message)
         self.work.failed(worker, pid, step, attempt, seconds, cpu, extras, failure)
         self.handle(StepFailed(worker, step, final))
 

@@ -268,13 +268,13 @@ class Worker:
                 problem = problem or f"it ran out of memory, and {format_bytes(left)} of it are not free again"
         if problem:
             self._leaving = True
-            if self._output is not None:
-                self._output.attach()  # it may have closed that, too
             try:
+                if self._output is not None:
+                    self._output.attach()  # it may have closed that, too
                 sys.stderr.write(f"mpsteps: worker {os.getpid()} is replaced after this step: {problem}\n")
                 sys.stderr.flush()
             except (OSError, ValueError, AttributeError):
-                pass  # there is no standard error any more that could be told
+                pass  # there is no standard error any more that could be told, or no descriptor left
         self._look_at = time.perf_counter() + LOOK_SECONDS
         return self._leaving
 

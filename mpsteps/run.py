@@ -129,6 +129,7 @@ class _Session:
         self.in_doubt = in_doubt
         self.doing = ""  # the beginning of the sentence, should a hook of the protocol raise
         self.started = time.time()
+        self._began = time.monotonic()
         self._interrupted: List[int] = []
         self._in_step = False  # inline: a step runs in this thread now
 
@@ -376,7 +377,7 @@ class _Session:
             skipped=work.skipped,
             in_doubt=tuple(doubtful),
             workers=self.workers,
-            seconds=time.time() - self.started,
+            seconds=time.monotonic() - self._began,
             cpu_seconds=work.cpu_seconds,
         )
 

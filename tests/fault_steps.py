@@ -147,7 +147,13 @@ def holds_the_gil(_: Any) -> None:
 
 def holds_the_gil_deaf(_: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # Python would run it only after the call
-    ctypes.PyDLL(None).usleep(ctypes.c_uint(20_000_000))
+    while True:
+        ctypes.PyDLL(None).usleep(ctypes.c_uint(20_000_000))
+
+
+def raises_at_the_signal(_: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    time.sleep(1000)
 
 
 def blocks_all_signals(_: Any) -> None:
@@ -248,9 +254,9 @@ def takes_all_memory(_: Any) -> None:
 
 DEEDS: Dict[str, Any] = {f.__name__: f for f in (
     fill_slowly, program_fills, detached_program_fills, stays_within, sleeps, holds_the_gil, holds_the_gil_deaf,
-    blocks_all_signals, spins, stops_itself, starts_everything, starts_everything_and_dies, forks_many,
-    overflows_the_stack, kills_worker_with_open_children, opens_all, talks_and_raises, killed_by_the_kernel,
-    takes_all_memory,
+    raises_at_the_signal, blocks_all_signals, spins, stops_itself, starts_everything, starts_everything_and_dies,
+    forks_many, overflows_the_stack, kills_worker_with_open_children, opens_all, talks_and_raises,
+    killed_by_the_kernel, takes_all_memory,
 )}  # fmt: skip
 
 
