@@ -76,9 +76,10 @@ class StepPool(Executor):
         """Run `fn(*args)` once all futures in `after`, and all that stand in `args`, are done; its Future.
 
         If one of them fails or is cancelled, this step is not run: its Future raises StepError (StepCancelled), whose
-        cause is the failure. `cpus`, `memory`, `gpus`: what it holds while it runs; `timeout`: seconds after which its
-        worker is killed and StepTimeout is raised; `retries`: further attempts after a failed one; `name`: for
-        messages. UsageError for values that make no sense.
+        cause is the failure. `cpus`, `memory`, `gpus`: what it holds while it runs; if it uses more memory, its worker
+        is killed and StepOutOfMemory is raised; `timeout`: seconds after which its worker is killed and StepTimeout is
+        raised; `retries`: further attempts after a failed one, each after a rest; `name`: for messages. UsageError for
+        values that make no sense.
         """
         if not callable(fn):
             raise UsageError(f"a step runs a callable, not {fn!r}")

@@ -58,9 +58,9 @@ def step(
     """Declare what the steps of a method need; put it above the method.
 
     `cpus`: worker slots it holds (a step that starts threads of its own); `memory`: bytes or '4 GB', held while it
-    runs; `gpus`: graphics cards; `timeout`: seconds after which it is killed (in worker processes only: nothing else
-    can be killed); `retries`: attempts after the first one (0: a step that fails has failed); `local`: it runs in the
-    coordinator process, beside the workers.
+    runs: if it and its programs use more, it is killed; `gpus`: graphics cards; `timeout`: seconds after which it is
+    killed (both in worker processes only: nothing else can be killed); `retries`: attempts after the first one (0: a
+    step that fails has failed), each after a rest; `local`: it runs in the coordinator process, beside the workers.
     Raises UsageError for values that make no sense.
     """
     if callable(cpus):

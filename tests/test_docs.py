@@ -219,6 +219,18 @@ def test_tests_that_a_document_names_are_there(document):
         assert (ROOT / name).exists(), f"{document.name} names {name}"
 
 
+def test_every_promise_of_the_page_on_reliability_names_a_test_that_is_there():
+    """In each row of its tables; a test that was renamed is found."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`tests/(\w+\.py)::(\w+)`", text)
+    assert len(named) > 60
+    for file, name in named:
+        assert re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.M), (file, name)
+    tables = re.findall(r"^\| what .*\| tests \|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    for row in "".join(tables).splitlines():
+        assert re.search(r"`tests/\w+\.py::\w+`|\| the same \|$", row), row
+
+
 def _without_code(text: str) -> str:
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"(?<!\[)`[^`\n]*`(?!\])", "", text)

@@ -207,6 +207,49 @@ def test_the_kernels_own_oom_killer_takes_the_step_and_is_recognised(tmp_path: P
                 time.sleep(0.05)
 
 
+# -------------------------------------------------------------------------------------------------------- the arena
+
+
+def array_and_kill(line: int, size: int) -> Any:
+    """Return a large array; the process dies at that line of putting it into shared memory (0: it does not)."""
+    import numpy
+
+    from mpsteps._ipc import arena
+
+    lines = [0]
+
+    def count(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != arena.__file__:
+            return None
+        lines[0] += event == "line"
+        if lines[0] == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "return" and frame.f_code.co_name == "put":
+            sys.settrace(None)  # it was not to be
+        return count
+
+    if line:
+        sys.settrace(count)
+    return numpy.full(size, 7.0)
+
+
+def test_a_worker_killed_at_any_line_of_putting_a_large_result(tmp_path: Path) -> None:
+    """Of the code that reserves, fills and announces a block: one step is lost, and the next has its memory."""
+    size, line, lost = 1 << 17, 0, 0
+    with mpsteps.StepPool(1) as pool:
+        while True:
+            line += 3
+            future = pool.submit(array_and_kill, line, size)
+            after = pool.submit(array_and_kill, 0, size).result(SECONDS)
+            assert after.shape == (size,)
+            assert (after == 7.0).all()
+            if future.exception(SECONDS) is None:
+                break
+            assert isinstance(future.exception(), StepLost)
+            lost += 1
+    assert lost >= 10, "the lines were not those of the arena"
+
+
 # ------------------------------------------------------------------------------------------------------------ hangs
 
 
