@@ -17,6 +17,7 @@ from mpsteps._core.events import (
     Running,
     StepAdded,
     StepFailed,
+    StepRested,
     StepsFinished,
     StepsReturned,
     WorkerLost,
@@ -229,6 +230,7 @@ class Workers:
         self.entered: Dict[int, int] = {}
         self.failed: Dict[int, int] = {}
         self.needs: Dict[int, Set[int]] = {}
+        self.resting: List[int] = []  # steps that are to be tried again
         self.ahead_runs = 0
         self.last_worker = 0
         for _ in range(3):
@@ -256,6 +258,7 @@ class Workers:
                 self.give_back(c.worker)
             elif type(c) is Retry:
                 assert c.attempt <= 2
+                self.resting.append(c.step)
         self.scheduler.check_invariants()
 
     def give_back(self, worker: int) -> None:
@@ -319,9 +322,13 @@ class Workers:
             if self.random.random() < 0.3 and any(self.lanes.values()):
                 self.act()
         for _ in range(20 * self.total + 100):
-            if not any(self.lanes.values()):
+            idle = not any(self.lanes.values())
+            if self.resting and (idle or self.random.random() < 0.2):
+                self.tell(StepRested(self.resting.pop()))
+            elif idle:
                 break
-            self.act()
+            else:
+                self.act()
 
 
 @pytest.mark.parametrize("block", range(4))
