@@ -125,7 +125,7 @@ ONCE = frozenset({
     "test_scheduler_random", "test_scheduler_stateful", "test_ahead", "test_balance", "test_ranks", "test_stress",
     "test_recorder",
     "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks",
-    "test_large", "test_shared_array", "test_slots", "test_graph", "test_rests",
+    "test_large", "test_shared_array", "test_slots", "test_graph", "test_rests", "test_chaos",
 })  # fmt: skip
 """Modules whose tests do not depend on the Python version, but for those marked `versions`."""
 
