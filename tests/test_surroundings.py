@@ -32,6 +32,8 @@ def test_the_next_step_in_that_worker_finds_all_as_it_was(change: str, tmp_path:
         before, after = dict(first.result), dict(again.result)
         assert changed.result == [before.pop("pid")]
         pids.append(after.pop("pid"))
+        if change in REPLACED:  # another worker writes to another file
+            del before["output"], after["output"]
         assert after == before
         for step in (first, again):
             assert _log(protocol, step) == "I can speak\n"
