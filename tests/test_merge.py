@@ -277,6 +277,7 @@ def test_every_change_of_a_large_flat_container_is_seen(size: int) -> None:
     """By whatever operation, and told as a small one; two marks of one dict do not disturb each other."""
     ways = [
         lambda d: d.update(x=1), lambda d: d.pop(3), lambda d: d.__setitem__(4, "new"), lambda d: d.clear(),
+        lambda d: d.update({size - 1: "last", 0: "first", "y": 2}), lambda d: d.__setitem__(1, d.pop(1)),
         lambda d: d.popitem(), lambda d: d.setdefault("s", 1), lambda d: d.__setitem__(5, ["a list"]),
     ]  # fmt: skip
     for way in ways:

@@ -18,7 +18,7 @@ from typing import Any, Dict, Optional, Type, Union
 from mpsteps._ipc import wire
 from mpsteps._ipc.cells import changed_cells
 from mpsteps._ipc.edits import ABSENT, ATOMS, Edit, carry_out, is_number, is_scalar, raw, replaced
-from mpsteps._ipc.untouched import SMALL, DictWatch, ListWatch, is_flat, same_items
+from mpsteps._ipc.untouched import SMALL, DictWatch, ListWatch, changed_keys, is_flat, same_items
 
 _MARSHAL_VERSION = 2  # later versions write flags that depend on reference counts: equal values, unequal bytes
 _DICTS = frozenset({dict, collections.defaultdict, collections.OrderedDict, collections.Counter})
@@ -202,11 +202,12 @@ class DictMark(Mark):
 
     def _inner_edit(self) -> Edit:
         old, found = self.items, {}
-        for key, value in list(self.value.items()):
+        keys = changed_keys(self.value, old) if self.watch is not None else None
+        for key, value in list(self.value.items()) if keys is None else [(k, self.value[k]) for k in keys]:
             edit = difference(old.get(key, ABSENT), value)
             if edit is not None:
                 found[key] = edit
-        for key in [key for key in old if key not in self.value]:
+        for key in [key for key in old if key not in self.value] if keys is None else ():
             found[key] = ("-",)
         return ("d", found)
 

@@ -23,6 +23,7 @@ from mpsteps._ipc.edits import ATOMS
 
 SMALL = 128
 """Up to this many items it is cheaper to look at all of them."""
+_BLOCK = 4096
 
 
 def is_flat(container: Any) -> bool:
@@ -207,6 +208,21 @@ def same_items(one: List[Any], two: List[Any], count: int) -> bool:
     if _same is None:
         _same = _find_comparison()
     return _same(one, two, count)
+
+
+def changed_keys(value: Dict[Any, Any], old: Dict[Any, Any]) -> Optional[List[Any]]:
+    """The keys of `value` that `old` has not, or with another object; None if that is not all: keys were deleted, or
+    stand in another order. Compares blocks of pointers, and looks only into those that differ."""
+    keys, values, old_keys, old_values = list(value), list(value.values()), list(old), list(old.values())
+    count = len(old_keys)
+    if len(keys) < count or not same_items(keys, old_keys, count):
+        return None
+    changed: List[Any] = []
+    for start in range(0, count, _BLOCK):
+        now, before = values[start : min(start + _BLOCK, count)], old_values[start : start + _BLOCK]
+        if not same_items(now, before, len(before)):
+            changed.extend(itertools.compress(keys[start : start + _BLOCK], map(operator.is_not, now, before)))
+    return changed + keys[count:]
 
 
 _same: Optional[Callable[[Any, Any, int], bool]] = None
