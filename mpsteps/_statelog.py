@@ -21,12 +21,12 @@ step fails, and its worker, which believes otherwise, hears of the truth again (
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 from mpsteps._conflicts import state_conflict
 from mpsteps._ipc import state, wire
 from mpsteps._ipc.edits import ABSENT, Edit, change_of, edit_of
-from mpsteps._ipc.merge import UNKNOWN, Conflict, Merge, Writes, upon
+from mpsteps._ipc.merge import UNKNOWN, Conflict, Merge, Writes, stands_on, upon
 
 News = Union[None, int, Tuple[int, List[bytes]]]
 
@@ -35,13 +35,31 @@ _HERE = -1
 """Stands for this process where there is a worker's number, and for what runs here where there is a step's."""
 
 
-class _Entry(NamedTuple):
-    worker: int
-    step: int
-    edits: Dict[str, Edit]  # by attribute
-    parcel: bytes
-    echo: bool
-    correction: bool = False  # for this worker alone
+class _Entry:
+    """What a step changed. `told`: the parcel in which it came; `parcel`: the one by which others hear of it;
+    `echo`: its own worker is to hear of it, too; `correction`: only its own worker is."""
+
+    __slots__ = ("_edits", "correction", "echo", "names", "parcel", "step", "told", "worker")
+
+    def __init__(
+        self, worker: int, step: int, names: FrozenSet[str], told: bytes, parcel: bytes, echo: bool = False,
+        correction: bool = False,
+    ) -> None:  # fmt: skip
+        self.worker = worker
+        self.step = step
+        self.names = names
+        self.told = told
+        self.parcel = parcel
+        self.echo = echo
+        self.correction = correction
+        self._edits: Dict[str, Edit] = {}
+
+    def edit(self, name: str, anchor: Any) -> Edit:
+        """What it did to an attribute. Opened when somebody asks, and apart from what was put on the target: that is
+        changed by others later on."""
+        if not self._edits:
+            self._edits = {change[1]: edit_of(change) for change in wire.unpack(self.told, anchor)}
+        return self._edits[name]
 
 
 class StateLog:
@@ -137,21 +155,21 @@ class StateLog:
                 state.apply(self._target, change)
         placed = wire.pack(changes, self._target)
         echo = any(
-            (e.echo if e.worker == worker else not e.correction) and not e.edits.keys().isdisjoint(edits)
-            for e in unseen
+            (e.echo if e.worker == worker else not e.correction) and not e.names.isdisjoint(edits) for e in unseen
         )  # fmt: skip
-        self._entries.append(_Entry(worker, step, edits, placed, echo))
+        self._entries.append(_Entry(worker, step, frozenset(edits), parcel, placed, echo))
         return placed
 
     def _placed(self, step: int, name: str, edit: Edit, worker: int, unseen: List[_Entry]) -> state.Change:
         earlier = [
-            (e.step, e.edits[name]) for e in unseen if e.worker != worker and not e.correction and name in e.edits
-        ]
+            (e.step, e.edit(name, self._target))
+            for e in unseen if e.worker != worker and not e.correction and name in e.names
+        ]  # fmt: skip
         now = self._target.__dict__.get(name, ABSENT)
         try:
-            corrected = [e for e in unseen if e.worker == worker and e.correction and name in e.edits]
-            if corrected and edit[0] == "~":
-                raise Conflict(corrected[0].step, (), edit, corrected[0].edits[name])
+            corrected = [e for e in unseen if e.worker == worker and e.correction and name in e.names]
+            if corrected and not stands_on(edit, now):
+                raise Conflict(corrected[0].step, (), edit, corrected[0].edit(name, self._target))
             if corrected and not earlier:  # it was made on top of what was not taken over
                 return change_of(name, upon(edit, now, self._writes(step), name))
             return change_of(name, Merge(name, step, self._writes)(edit, now, earlier))
@@ -173,13 +191,13 @@ class StateLog:
             except Exception as error:  # a local step's: workers have it as absent anyway
                 change = ("=", name, state.Absent(name, f"{type(error).__name__}: {error}"))
             truth.append(change)
-        edits = {change[1]: edit_of(change) for change in truth}
-        self._entries.append(_Entry(worker, step, edits, wire.pack(truth, self._target), True, True))
+        parcel = wire.pack(truth, self._target)
+        self._entries.append(_Entry(worker, step, frozenset(names), parcel, parcel, True, True))
 
     def publish(self, parcel: bytes) -> bytes:
         """Changes that code in this process made, in place already: for the workers to hear of."""
-        edits = {change[1]: edit_of(change) for change in wire.unpack(parcel, self._target)}
-        self._entries.append(_Entry(_HERE, _HERE, edits, parcel, False))
+        names = frozenset(change[1] for change in wire.unpack(parcel, self._target))
+        self._entries.append(_Entry(_HERE, _HERE, names, parcel, parcel))
         return parcel
 
     def settle(self, step: int) -> None:

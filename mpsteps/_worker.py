@@ -69,8 +69,9 @@ class Worker:
         self._protocol: Any = None
         self._tracker: Optional[state.Tracker] = None
         self._reported = 0  # how many replies told of changes of self
-        # Those that may not have been taken in yet, each with the function of its step.
-        self._pending: Deque[Tuple[int, Any, List[state.Change]]] = deque()
+        # Those that may not have been taken in yet, each with the function of its step, and as it was told: what it put
+        # on self may have been changed by later ones.
+        self._pending: Deque[Tuple[int, Any, bytes]] = deque()
         self._unheard: List[Any] = []  # news that came with steps that this worker has given back
         self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
@@ -341,7 +342,9 @@ class Worker:
                 pending.popleft()
             if parcels and self._tracker is not None:
                 changes = [c for parcel in parcels for c in wire.unpack(parcel, self._protocol)]
-                again = [(c, self._writes_of(fn)) for _, fn, own in pending for c in own]
+                again = [
+                    (c, self._writes_of(fn)) for _, fn, own in pending for c in wire.unpack(own, self._protocol)
+                ]  # fmt: skip
                 self._tracker.apply(changes, again)
             del unheard[0]
 
@@ -407,7 +410,7 @@ class Worker:
             if changes:
                 found["changes"] = state.pack_changes(changes, self._protocol)
                 self._reported += 1
-                self._pending.append((self._reported, fn if type(fn) is str else None, changes))
+                self._pending.append((self._reported, fn if type(fn) is str else None, found["changes"]))
         except BaseException as error:
             self._leaving = True  # this replica holds what the others can never hear of: a new worker takes over
             if failure is None:

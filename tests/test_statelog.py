@@ -30,20 +30,22 @@ class Thing:
 
 def fresh() -> Thing:
     """What every run here begins with."""
-    return Thing(grown=[], other=[], found={}, names=set(), last=None, table={"a": 1}, nested={}, count=0)
+    return Thing(
+        grown=[], other=[], found={}, names=set(), last=None, table={"a": 1}, nested={}, count=0, tally={}, stats={}
+    )  # fmt: skip
 
 
 class Code:
     """What the actions here do: `count` is counted, items of `nested` are begun, all else is set."""
 
     def adds(self, name: str, inside: bool) -> bool:
-        return name == "count"
+        return name in ("count", "tally", "stats")
 
     def begins(self, name: str, inside: bool) -> bool:
-        return name == "nested"
+        return name in ("nested", "stats")
 
     def sets(self, name: str, inside: bool) -> bool:
-        return name != "count"
+        return not self.adds(name, inside)
 
 
 CODE = Code()
@@ -59,7 +61,7 @@ class Replica:
         self.lane: Deque[Tuple[int, _statelog.News, Action]] = deque()
         self.replies: Deque[Tuple[int, Optional[bytes]]] = deque()
         self.reported = 0  # how many replies told of changes
-        self.pending: Deque[Tuple[int, List[state.Change]]] = deque()  # (number of the reply, what it told)
+        self.pending: Deque[Tuple[int, bytes]] = deque()  # (number of the reply, what it told)
 
     def run(self) -> None:
         """The next step of the lane, as `_worker.Worker` runs it."""
@@ -70,15 +72,15 @@ class Replica:
         changes = self.tracker.changes()
         if changes:
             self.reported += 1
-            self.pending.append((self.reported, changes))
-        self.replies.append((step, state.pack_changes(changes, self.thing) if changes else None))
+            self.pending.append((self.reported, state.pack_changes(changes, self.thing)))
+        self.replies.append((step, self.pending[-1][1] if changes else None))
 
     def _hear(self, news: Any) -> None:
         taken_in, parcels = (news, ()) if type(news) is int else news
         while self.pending and self.pending[0][0] <= taken_in:
             self.pending.popleft()
         changes = [c for parcel in parcels for c in wire.unpack(parcel, self.thing)]
-        self.tracker.apply(changes, [(c, CODE) for _, own in self.pending for c in own])
+        self.tracker.apply(changes, [(c, CODE) for _, own in self.pending for c in wire.unpack(own, self.thing)])
 
 
 class Coordinator:
@@ -358,6 +360,44 @@ def test_a_change_made_here_and_not_told_yet_survives_a_merge_of_the_same_attrib
         assert sorted(c.truth.grown) == ["here", "there"]
 
 
+def test_what_news_have_not_touched_is_not_done_again() -> None:
+    """A worker counted under one key and hears of another one, before its own count is taken in: it must not count it
+    twice, or the next step there, which nobody else disturbs, would carry that home."""
+
+    def count(key: str) -> Action:
+        return lambda thing: thing.tally.update({key: thing.tally.get(key, 0) + 1})
+
+    c = Coordinator(2)
+    c.run_here(1, count("c"))
+    c.send(1, count("c"))
+    c.replicas[1].run()  # pending: its reply is not taken in
+    c.run_here(2, count("a"))
+    c.send(1, count("c"))
+    c.drain()
+
+    assert c.truth.tally == {"c": 3, "a": 1}
+    c.assert_all_agree()
+
+
+def test_what_was_told_is_done_again_as_it_was_then() -> None:
+    """What a step begins is changed by the next one there, before others are heard of: each is done again by itself."""
+
+    def begin(thing: Thing) -> None:
+        thing.stats.setdefault("k", {"n": 0})["n"] += 1
+
+    c = Coordinator(2)
+    c.send(1, begin)
+    c.send(1, begin)
+    c.replicas[1].run()
+    c.replicas[1].run()
+    c.run_here(2, begin)
+    c.send(1, begin)
+    c.drain()
+
+    assert c.truth.stats == {"k": {"n": 4}}
+    c.assert_all_agree()
+
+
 # -------------------------------------------------------------------------------------------- every interleaving
 class Chaos:
     """N workers, random steps, random moments: dispatch, run, merge, death, replacement, code in this process."""
@@ -388,6 +428,10 @@ class Chaos:
                 thing.found[key] = [number]
             elif kind == "count":
                 thing.count += number
+                thing.tally[key] = thing.tally.get(key, 0) + number
+                stats = thing.stats.setdefault(key, {"n": 0, "all": []})
+                stats["n"] += number
+                stats["all"].append(tag)
             elif kind == "nest":
                 thing.nested.setdefault(key, []).append(tag)
             elif kind == "add":
@@ -469,6 +513,8 @@ class Chaos:
         c.assert_all_agree()
         wanted = [item for items in self.grown.values() for item in items]
         assert c.truth.count == sum(self.counted.values())
+        assert c.truth.count == sum(c.truth.tally.values()) == sum(s["n"] for s in c.truth.stats.values())
+        assert sum(len(s["all"]) for s in c.truth.stats.values()) == len(self.counted)
         assert sorted(c.truth.grown) == sorted(wanted), "growth was lost, or doubled"
         for items in self.grown.values():
             at = c.truth.grown.index(items[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 Cells = Tuple[Any, Any, Any]
 """Positions in the flattened array, rising; what is there; what was there before."""
@@ -24,6 +24,14 @@ def overlap(one: Cells, two: Cells) -> Optional[Tuple[Any, Any]]:
 
     _, in_one, in_two = np.intersect1d(one[0], two[0], assume_unique=True, return_indices=True)
     return (in_one, in_two) if len(in_one) else None
+
+
+def among(one: Cells, positions: Sequence[Any]) -> Cells:
+    """Those cells that stand at one of these positions."""
+    import numpy as np
+
+    chosen = np.isin(one[0], np.concatenate(positions))
+    return one[0][chosen], one[1][chosen], one[2][chosen]
 
 
 def agree(one: Cells, two: Cells) -> bool:

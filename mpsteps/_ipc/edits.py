@@ -30,14 +30,14 @@ Change = Tuple[Any, ...]
 ATOMS = frozenset({type(None), bool, int, float, str, bytes, complex})
 
 
-class Absent:
+class _NotThere:
     """The type of ABSENT, which stands for what is not there: an attribute, an item."""
 
     def __repr__(self) -> str:
         return "ABSENT"
 
 
-ABSENT = Absent()
+ABSENT: Any = _NotThere()
 
 
 def edit_of(change: Change) -> Edit:

@@ -140,12 +140,14 @@ def upon(edit: Edit, now: Any, writes: Writes, name: str, inside: bool = False, 
         return ("+", len(now), edit[2] if edit[0] == "+" else edit[1])
     if kind == "set" and type(now) is set:
         return edit if edit[0] == "|" else ("|", edit[1], set())
-    if kind == "dict" and isinstance(now, dict):
-        counter = type(now) is collections.Counter
+    if kind == "dict" and (isinstance(now, dict) or (now is ABSENT and edit[0] == "d")):
+        counter, there = type(now) is collections.Counter, {} if now is ABSENT else now
         return ("d", {
-            key: upon(inner, now.get(key, ABSENT), writes, name, True, counter)
+            key: upon(inner, there.get(key, ABSENT), writes, name, True, counter)
             for key, inner in (_items(edit) or {}).items()
         })  # fmt: skip
+    if kind == "number" and now is ABSENT and edit[0] == "#" and writes.adds(name, inside):
+        return ("n", added_up(edit[2] - edit[2], edit))  # what it counted on is not there: from zero, then
     if kind == "number" and now is not ABSENT and is_number(raw(now)) and (counts or writes.adds(name, inside)):
         old = 0 if edit[0] == "n" else edit[2]
         if raw(now) == raw(old):
@@ -155,6 +157,32 @@ def upon(edit: Edit, now: Any, writes: Writes, name: str, inside: bool = False, 
     if kind == "cells" and _adds_cells(writes, name) and cells.can_add(now):
         return ("a", *cells.added_up(now, edit[1:]))
     return placed(edit, now)
+
+
+def redone(
+    edit: Edit, now: Any, news: Sequence[Edit], writes: Writes, name: str, inside: bool = False, counts: bool = False
+) -> Edit:  # fmt: skip
+    """The edit as it is to be carried out on `now`, which had it already until `news` came: only what they have written
+    over is done again. (All that they say of lists begins where the truth ends that they know of, so that they have cut
+    off what was appended since.)"""
+    items = _items(edit)
+    if items is not None and isinstance(now, dict) and all(other[0] == "d" for other in news):
+        counter, again = type(now) is collections.Counter, {}
+        for key, inner in items.items():
+            touching = [other[1][key] for other in news if key in other[1]]
+            if touching:
+                again[key] = redone(inner, now.get(key, ABSENT), touching, writes, name, True, counter)
+        return ("d", again)
+    if edit[0] == "a" and all(other[0] == "a" for other in news):
+        edit = ("a", *cells.among(edit[1:], [other[1] for other in news]))
+    return upon(edit, now, writes, name, inside, counts)
+
+
+def stands_on(edit: Edit, now: Any) -> bool:
+    """Whether what an edit changed in place is there in `now`. (A number need not be: then it counts from zero.)"""
+    if edit[0] == "d":
+        return isinstance(now, dict) and all(stands_on(e, now.get(k, ABSENT)) for k, e in edit[1].items())
+    return edit[0] != "~" and (edit[0] not in "+|a" or now is not ABSENT)
 
 
 def _adds_cells(writes: Writes, name: str) -> bool:

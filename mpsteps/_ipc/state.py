@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 from mpsteps._ipc import wire
 from mpsteps._ipc.edits import ABSENT, ATOMS, Change, Edit, apply, carry_out, change_of, edit_of
 from mpsteps._ipc.marks import DictMark, Mark, difference, marked
-from mpsteps._ipc.merge import Writes, upon
+from mpsteps._ipc.merge import Writes, redone
 from mpsteps.errors import SerializationError
 
 __all__ = ["Absent", "Change", "Tracker", "apply", "pack_changes"]
@@ -172,7 +172,8 @@ class Tracker:
                 self._follow_quietly(change, clean)
         for change, writes in again:
             name = change[1]
-            carry_out(attributes, name, upon(edit_of(change), attributes.get(name, ABSENT), writes, name))
+            news = [edit_of(other) for other in changes if other[1] == name]
+            carry_out(attributes, name, redone(edit_of(change), attributes.get(name, ABSENT), news, writes, name))
         for name in names:
             mark = self._marks.get(name)
             if name in clean:
