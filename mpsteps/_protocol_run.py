@@ -13,6 +13,7 @@ import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from mpsteps._announcer import Announcer
+from mpsteps._conflicts import called, conflict_failure
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.steps import LOCAL, Status
 from mpsteps._demands import Demands
@@ -29,6 +30,7 @@ from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import StateLog
 from mpsteps._step_values import StepValues
+from mpsteps._writes import WritesOf
 from mpsteps.constants import (
     STATUS_FAILED,
     STATUS_FINISHED,
@@ -38,7 +40,7 @@ from mpsteps.constants import (
     STATUS_WAITING,
 )
 from mpsteps.engines.base import Message, Replies
-from mpsteps.errors import InternalError, UsageError
+from mpsteps.errors import InternalError, StateConflict, UsageError
 from mpsteps.listeners import Listeners
 from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol
 from mpsteps.report import StepReport, shorten
@@ -98,7 +100,11 @@ class ProtocolRun:
     def open_state(self) -> None:
         """From now on changes of self are known: workers can be given an image of the protocol."""
         if self._blocks is not None:
-            self._state = StateLog(self.protocol)
+            writes = WritesOf(type(self.protocol))
+            self._state = StateLog(
+                self.protocol, None, lambda step: called(self.steps[step - 1]),
+                lambda step: writes(self.steps[step - 1]._func),
+            )  # fmt: skip
             self._outgoing = Outgoing(
                 self.protocol, self.steps, self._values, self._blocks, self._state, self._sync
             )
@@ -211,6 +217,8 @@ class ProtocolRun:
             try:
                 changes = self._merge(worker, step, extras)
                 value = self._values.keep(s, worker, extras.get("value"), extras.get("stored"))
+            except StateConflict as error:
+                return conflict_failure(error)
             except Exception as error:
                 failure = wire.describe(error, "serialization", "a change of self")
                 return failure._replace(
@@ -448,7 +456,7 @@ class ProtocolRun:
         self._announcer.tell(step, True, self.coordinator.handle)
         self._restore(step, kept.record)
         self.protocol._stepsDone.set(self.done)
-        changes = self.earlier.redo(kept.changes, self.tracker)
+        changes = self.earlier.redo(kept, self.tracker)
         if changes and self._state is not None:
             self._state.publish(state.pack_changes(changes, self.protocol))
 

@@ -15,9 +15,12 @@ import os
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
 
 from mpsteps._ipc import state, wire
+from mpsteps._ipc.edits import ABSENT, change_of, edit_of
+from mpsteps._ipc.merge import upon
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._recorder import CHANGED_GRAPH
 from mpsteps._results import VALUES
+from mpsteps._writes import WritesOf
 from mpsteps.steps import Step
 
 
@@ -42,6 +45,7 @@ class Earlier:
         for record in history.in_doubt:
             self._doubtful[record.digest] = self._doubtful.get(record.digest, 0) + 1
         self._ran_before = protocol._report is not None
+        self._writes = WritesOf(type(protocol))
         self._settled: Set[int] = set()  # steps of this session whose earlier outcome counts for those behind them
 
     def __bool__(self) -> bool:
@@ -73,14 +77,14 @@ class Earlier:
             if kept is not None:
                 found[step._id] = kept
         for kept in sorted(found.values(), key=lambda k: k.record.order or 0):  # as they were made
-            self.redo(kept.changes)
+            self.redo(kept)
         return {step: kept.record for step, kept in found.items()}
 
-    def redo(self, changes: Iterable[state.Change], tracker: Optional[state.Tracker] = None) -> List[state.Change]:
-        """Make these changes on self, not as `tracker`'s own; returns them as they came to be made."""
+    def redo(self, kept: Kept, tracker: Optional[state.Tracker] = None) -> List[state.Change]:
+        """Make the changes of a step on self, not as `tracker`'s own; returns them as they came to be made."""
         made = []
-        for change in changes:
-            placed = self._placed(change)
+        for change in kept.changes:
+            placed = self._placed(change, kept.record.func)
             made.append(placed)
             if tracker is not None:
                 tracker.apply([placed])
@@ -98,14 +102,18 @@ class Earlier:
             self._doubtful[digest] = count - 1
         return count > 0
 
-    def _placed(self, change: state.Change) -> state.Change:
-        """Items that were appended to a list go to its end: where they stood then, other steps' items may stand now.
-        Unless this very object ran before, and has them already."""
-        now = vars(self._protocol).get(change[1])
+    def _placed(self, change: state.Change, func: str) -> state.Change:
+        """On top of what is there now: items that were appended to a list go to its end, since where they stood then,
+        other steps' items may stand; what was added to a number is added again. Unless this very object ran before,
+        and has it all already."""
+        name, edit = change[1], edit_of(change)
+        now = vars(self._protocol).get(name, ABSENT)
+        if not self._ran_before:
+            return change_of(name, upon(edit, now, self._writes(func), name))
         if change[0] != "+" or type(now) is not list:
             return change
         _, name, start, items = change
-        if self._ran_before and _same(now[start : start + len(items)], items):
+        if _same(now[start : start + len(items)], items):
             return ("+", name, start, now[start:])
         return ("+", name, len(now), items)
 

@@ -13,29 +13,68 @@ them in order leads every replica to the truth, whatever it held.
 Pending. A worker may have appended more since, in steps whose replies are not here yet. News says how many of its
 replies have been taken in; what it changed in later ones comes after the news in the truth, and it puts it there
 (`state.Tracker.apply`).
+
+Conflicts. What a step changed is merged (`_ipc.merge`) with what others changed and its worker had not heard of when
+the step was sent. If that cannot be done, nothing of what the step changed is taken: `merge` raises StateConflict, the
+step fails, and its worker, which believes otherwise, hears of the truth again (a *correction*, for it alone).
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
+from mpsteps._conflicts import state_conflict
 from mpsteps._ipc import state, wire
+from mpsteps._ipc.edits import ABSENT, Edit, change_of, edit_of
+from mpsteps._ipc.merge import UNKNOWN, Conflict, Merge, Writes, stands_on, upon
 
 News = Union[None, int, Tuple[int, List[bytes]]]
 
 
-class _Entry(NamedTuple):
-    worker: int
-    names: FrozenSet[str]
-    parcel: bytes
-    echo: bool
+_HERE = -1
+"""Stands for this process where there is a worker's number, and for what runs here where there is a step's."""
+
+
+class _Entry:
+    """What a step changed. `told`: the parcel in which it came; `parcel`: the one by which others hear of it;
+    `echo`: its own worker is to hear of it, too; `correction`: only its own worker is."""
+
+    __slots__ = ("_edits", "correction", "echo", "names", "parcel", "step", "told", "worker")
+
+    def __init__(
+        self, worker: int, step: int, names: FrozenSet[str], told: bytes, parcel: bytes, echo: bool = False,
+        correction: bool = False,
+    ) -> None:  # fmt: skip
+        self.worker = worker
+        self.step = step
+        self.names = names
+        self.told = told
+        self.parcel = parcel
+        self.echo = echo
+        self.correction = correction
+        self._edits: Dict[str, Edit] = {}
+
+    def edit(self, name: str, anchor: Any) -> Edit:
+        """What it did to an attribute. Opened when somebody asks, and apart from what was put on the target: that is
+        changed by others later on."""
+        if not self._edits:
+            self._edits = {change[1]: edit_of(change) for change in wire.unpack(self.told, anchor)}
+        return self._edits[name]
 
 
 class StateLog:
-    """Applies changes to `target` and remembers, per worker, which ones it has not heard of."""
+    """Applies changes to `target` and remembers, per worker, which ones it has not heard of.
 
-    def __init__(self, target: Any, tracker: Optional[state.Tracker] = None) -> None:
+    `label`: how a step is called in messages, by its id; `writes`: what is known of its code.
+    """
+
+    def __init__(
+        self, target: Any, tracker: Optional[state.Tracker] = None, label: Callable[[int], str] = str,
+        writes: Callable[[int], Writes] = lambda step: UNKNOWN,
+    ) -> None:  # fmt: skip
         self._target = target
+        self._label = label
+        self._writes_of = writes
         self._tracker = tracker  # of changes made in this process; it must not take merged ones for its own
         self._entries: List[_Entry] = []
         self._offset = 0  # number of entries forgotten, because every worker has heard of them
@@ -79,7 +118,7 @@ class StateLog:
         found: Optional[List[bytes]] = None
         if heard < version:
             fresh = self._entries[heard - self._offset :]
-            found = [e.parcel for e in fresh if e.worker != worker or e.echo] or None
+            found = [e.parcel for e in fresh if (e.echo if e.worker == worker else not e.correction)] or None
             self._heard[worker] = version
             self._forget()
         self.sent(worker, steps)
@@ -96,27 +135,69 @@ class StateLog:
     def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
         """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
 
-        Raises what loading the parcel raises: nothing is applied then.
+        Raises StateConflict, and what loading the parcel raises: nothing is applied then.
         """
         self._merged[worker] += 1  # also if it cannot be opened: the worker has counted it
-        changes = [self._place(c) for c in wire.unpack(parcel, self._target)]
+        heard = self._base.pop(step, (worker, self.version))[1]
+        unseen = self._entries[max(0, heard - self._offset) :]
+        told = wire.unpack(parcel, self._target)
+        edits = {change[1]: edit_of(change) for change in told}
+        try:
+            changes = [self._placed(step, name, edit, worker, unseen) for name, edit in edits.items()]
+        except Conflict as conflict:
+            self._correct(worker, step, list(edits))
+            other = "the main process" if conflict.step == _HERE else self._label(conflict.step)
+            raise state_conflict(conflict, self._label(step), other) from None
         if self._tracker is not None:
             self._tracker.apply(changes)
         else:
             for change in changes:
                 state.apply(self._target, change)
-        names = frozenset(c[1] for c in changes)
         placed = wire.pack(changes, self._target)
-        heard = self._base.pop(step, (worker, self.version))[1]
-        unseen = self._entries[max(0, heard - self._offset) :]
-        echo = any((e.worker != worker or e.echo) and e.names & names for e in unseen)
-        self._entries.append(_Entry(worker, names, placed, echo))
+        echo = any(
+            (e.echo if e.worker == worker else not e.correction) and not e.names.isdisjoint(edits) for e in unseen
+        )  # fmt: skip
+        self._entries.append(_Entry(worker, step, frozenset(edits), parcel, placed, echo))
         return placed
+
+    def _placed(self, step: int, name: str, edit: Edit, worker: int, unseen: List[_Entry]) -> state.Change:
+        earlier = [
+            (e.step, e.edit(name, self._target))
+            for e in unseen if e.worker != worker and not e.correction and name in e.names
+        ]  # fmt: skip
+        now = self._target.__dict__.get(name, ABSENT)
+        try:
+            corrected = [e for e in unseen if e.worker == worker and e.correction and name in e.names]
+            if corrected and not stands_on(edit, now):
+                raise Conflict(corrected[0].step, (), edit, corrected[0].edit(name, self._target))
+            if corrected and not earlier:  # it was made on top of what was not taken over
+                return change_of(name, upon(edit, now, self._writes(step), name))
+            return change_of(name, Merge(name, step, self._writes)(edit, now, earlier))
+        except Conflict as conflict:
+            conflict.path = (name, *conflict.path)
+            raise
+
+    def _writes(self, step: int) -> Writes:
+        return UNKNOWN if step == _HERE else self._writes_of(step)
+
+    def _correct(self, worker: int, step: int, names: List[str]) -> None:
+        """Tell `worker` what these attributes really are."""
+        attributes = self._target.__dict__
+        truth: List[state.Change] = []
+        for name in names:
+            change: state.Change = ("~", name, attributes[name]) if name in attributes else ("-", name)
+            try:
+                wire.pack(change, self._target)
+            except Exception as error:  # a local step's: workers have it as absent anyway
+                change = ("=", name, state.Absent(name, f"{type(error).__name__}: {error}"))
+            truth.append(change)
+        parcel = wire.pack(truth, self._target)
+        self._entries.append(_Entry(worker, step, frozenset(names), parcel, parcel, True, True))
 
     def publish(self, parcel: bytes) -> bytes:
         """Changes that code in this process made, in place already: for the workers to hear of."""
-        names = frozenset(c[1] for c in wire.unpack(parcel, self._target))
-        self._entries.append(_Entry(-1, names, parcel, False))
+        names = frozenset(change[1] for change in wire.unpack(parcel, self._target))
+        self._entries.append(_Entry(_HERE, _HERE, names, parcel, parcel))
         return parcel
 
     def settle(self, step: int) -> None:
@@ -128,13 +209,6 @@ class StateLog:
         base = self._base
         for step in steps:
             base.pop(step, None)
-
-    def _place(self, change: state.Change) -> state.Change:
-        """Say where in the true list an appended piece goes."""
-        if change[0] != "+":
-            return change
-        now = self._target.__dict__.get(change[1])
-        return ("+", change[1], len(now) if type(now) is list else 0, change[3])
 
     def _forget(self) -> None:
         """Drop entries of which every worker has heard; in larger pieces, since a list is cut from its front."""

@@ -79,7 +79,11 @@ class Worker:
         self._protocol: Any = None
         self._tracker: Optional[state.Tracker] = None
         self._reported = 0  # how many replies told of changes of self
-        self._pending: Deque[Tuple[int, List[state.Change]]] = deque()  # those that may not have been taken in yet
+        # Those that may not have been taken in yet, each with the function of its step, and as it was told: what it put
+        # on self may have been changed by later ones.
+        self._pending: Deque[Tuple[int, Any, bytes]] = deque()
+        self._unheard: List[Any] = []  # news that came with steps that this worker has given back
+        self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
         self._context = _context.StepContext(0)
@@ -193,6 +197,8 @@ class Worker:
         step, extras = message[0], message[5]
         self._recent.pop(step, None)  # an earlier step of a pool may have had this number
         if not self._end.begin(self._number) or (extras and "ahead" in extras and not self._may_follow(extras)):
+            if message[4] is not None:
+                self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
             self._reply((-wire.RETURNED, step))
             self._flush()  # before a later `finish` counts this message among those that were run
             return
@@ -298,6 +304,8 @@ class Worker:
         if self._halt or self._leaving:
             self._receive(block=False)
             for m in self._queue:
+                if m[4] is not None:
+                    self._unheard.append(m[4])
                 self._reply((-wire.RETURNED, m[0]))
             self._flush()
             self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
@@ -312,7 +320,7 @@ class Worker:
         failure: Optional[wire.Failure] = None
         part = "function"
         try:
-            if changes is not None:
+            if changes is not None or self._unheard:
                 part = "a change of self by an earlier step"
                 self._hear(changes)
                 part = "function"
@@ -350,7 +358,7 @@ class Worker:
             value = None
         del function, args, kwargs
         if self._tracker is not None and not self._tracker.unchanged():
-            failure = self._pack_changes(found, failure)
+            failure = self._pack_changes(fn, found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
@@ -373,13 +381,29 @@ class Worker:
 
     def _hear(self, news: Any) -> None:
         """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
-        taken_in, parcels = (news, ()) if type(news) is int else news
-        pending = self._pending
-        while pending and pending[0][0] <= taken_in:
-            pending.popleft()
-        if parcels and self._tracker is not None:
-            changes = [c for parcel in parcels for c in wire.unpack(parcel, self._protocol)]
-            self._tracker.apply(changes, [c for _, own in pending for c in own])
+        unheard = self._unheard
+        if news is not None:
+            unheard.append(news)
+        while unheard:
+            taken_in, parcels = (unheard[0], ()) if type(unheard[0]) is int else unheard[0]
+            pending = self._pending
+            while pending and pending[0][0] <= taken_in:
+                pending.popleft()
+            if parcels and self._tracker is not None:
+                changes = [c for parcel in parcels for c in wire.unpack(parcel, self._protocol)]
+                again = [
+                    (c, self._writes_of(fn)) for _, fn, own in pending for c in wire.unpack(own, self._protocol)
+                ]  # fmt: skip
+                self._tracker.apply(changes, again)
+            del unheard[0]
+
+    def _writes_of(self, fn: Any) -> Any:
+        """What the code of a step of this worker does with attributes."""
+        if self._writes is None:
+            from mpsteps._writes import WritesOf
+
+            self._writes = WritesOf(type(self._protocol))
+        return self._writes(fn)
 
     def _may_follow(self, extras: Dict[str, Any]) -> bool:
         """Whether a step that was sent ahead can run: its prerequisites have finished here, and what it takes from
@@ -425,7 +449,9 @@ class Worker:
         except BaseException as error:
             return _cannot_send(error, "result", f"the result (of type {type(value).__name__})")
 
-    def _pack_changes(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+    def _pack_changes(
+        self, fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
+    ) -> Optional[wire.Failure]:
         tracker = self._tracker
         assert tracker is not None
         try:
@@ -433,7 +459,7 @@ class Worker:
             if changes:
                 found["changes"] = state.pack_changes(changes, self._protocol)
                 self._reported += 1
-                self._pending.append((self._reported, changes))
+                self._pending.append((self._reported, fn if type(fn) is str else None, found["changes"]))
         except BaseException as error:
             self._leaving = True  # this replica holds what the others can never hear of: a new worker takes over
             if failure is None:

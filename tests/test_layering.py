@@ -33,8 +33,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
-        "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_ownchanges", "_recorder",
-        "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
+        "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
+        "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
     ),
     6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
@@ -51,6 +51,7 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("run", "engines.processes"): "the inline engine needs no workers",
     ("_worker", "steps"): "only workers whose steps use ResultOf, or ask for other steps, pay for it",
     ("_remote", "steps"): "likewise",
+    ("_worker", "_writes"): "only workers in whose back others changed what they had changed pay for reading source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
     ("engines.inline", "_ipc.wire"): "only where something is taken back",
@@ -67,7 +68,7 @@ PURE_MUST_NOT_IMPORT = {
 # Packages that need not be there, and the places that may import them.
 OPTIONAL: Dict[str, Tuple[str, ...]] = {
     "rich": ("progress",),
-    "numpy": ("demo", "_shared_array"),
+    "numpy": ("demo", "_shared_array", "_ipc.cells"),
     "scipy": ("demo",),
     "mrcfile": ("demo",),
     "matplotlib": ("demo",),

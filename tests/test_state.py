@@ -9,7 +9,9 @@ from typing import Any, Callable
 
 import pytest
 
-from mpsteps._ipc import state, wire
+from mpsteps._ipc import wire
+from mpsteps._ipc.edits import is_scalar
+from mpsteps._ipc.merge import UNKNOWN
 from mpsteps._ipc.state import Absent, Tracker, apply, pack_changes
 from mpsteps.errors import SerializationError
 
@@ -63,10 +65,10 @@ def changes_of(act: Callable[[Any], Any], **attributes: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("act", "change"),
     [
-        (lambda t: setattr(t, "x", 2), ("=", "x", 2)),
+        (lambda t: setattr(t, "x", 2), ("#", "x", 2, 1)),
         (lambda t: setattr(t, "x", True), ("=", "x", True)),
         (lambda t: setattr(t, "x", None), ("=", "x", None)),
-        (lambda t: setattr(t, "new", "n"), ("=", "new", "n")),
+        (lambda t: setattr(t, "new", "n"), ("n", "new", "n")),
         (lambda t: delattr(t, "x"), ("-", "x")),
         (lambda t: t.grown.append(3), ("+", "grown", 2, [3])),
         (lambda t: t.grown.extend("ab"), ("+", "grown", 2, ["a", "b"])),
@@ -74,12 +76,12 @@ def changes_of(act: Callable[[Any], Any], **attributes: Any) -> list[Any]:
         (lambda t: t.grown.pop(), ("~", "grown", [1])),
         (lambda t: t.grown.sort(reverse=True), ("~", "grown", [2, 1])),
         (lambda t: setattr(t, "grown", [1, 2]), ("=", "grown", [1, 2])),
-        (lambda t: t.found.update(b=2), ("k", "found", {"b": 2}, [])),
-        (lambda t: t.found.pop("a"), ("k", "found", {}, ["a"])),
-        (lambda t: t.found["deep"].append(1), ("k", "found", {"deep": [1]}, [])),
+        (lambda t: t.found.update(b=2), ("d", "found", {"b": ("n", 2)})),
+        (lambda t: t.found.pop("a"), ("d", "found", {"a": ("-",)})),
+        (lambda t: t.found["deep"].append(1), ("d", "found", {"deep": ("+", 0, [1])})),
         (lambda t: t.names.add("b"), ("|", "names", {"b"}, set())),
         (lambda t: t.names.clear(), ("|", "names", set(), {"a"})),
-        (lambda t: t.param.set(7), ("v", "param", 7)),
+        (lambda t: t.param.set(7), ("v", "param", 7, 1)),
         (lambda t: t.matrix[0].append(9), ("~", "matrix", [[0, 9], [1]])),
     ],
 )
@@ -130,8 +132,8 @@ def test_arrays_are_compared_by_their_content() -> None:
     def write(thing: Any) -> None:
         thing.array[0, 0] = 5
 
-    [(op, name, value)] = changes_of(write, array=np.zeros((3, 4)).T)
-    assert (op, name, value[0, 0]) == ("~", "array", 5)
+    [(op, name, cells, now, before)] = changes_of(write, array=np.zeros((3, 4)).T)
+    assert (op, name, cells.tolist(), now.tolist(), before.tolist()) == ("a", "array", [0], [5], [0])
     assert changes_of(lambda t: None, array=np.zeros((3, 4)), empty=np.zeros(0), objects=np.array([{}, None])) == []
 
 
@@ -154,7 +156,7 @@ def test_a_helper_that_knows_its_protocol_is_not_changed_by_every_change_of_it()
     start(thing)
     tracker = Tracker(thing, ())
     thing.x = 2
-    assert tracker.changes() == [("=", "x", 2)]
+    assert tracker.changes() == [("#", "x", 2, 1)]
     thing.owned.more = 1
     assert [change[:2] for change in tracker.changes()] == [("~", "owned")]
 
@@ -252,7 +254,8 @@ def test_what_was_not_taken_in_yet_comes_after_what_is_heard() -> None:
     """The truth has the others' first: so has the replica, and what it appended itself is not lost from its sight."""
     thing = Thing(grown=["mine"], last="mine", found={"k": "mine"})
     tracker = Tracker(thing, ())
-    pending = [("+", "grown", 0, ["mine"]), ("=", "last", "mine"), ("k", "found", {"k": "mine"}, [])]
+    own = [("+", "grown", 0, ["mine"]), ("=", "last", "mine"), ("d", "found", {"k": ("=", "mine")})]
+    pending = [(change, UNKNOWN) for change in own]
 
     tracker.apply(
         [("+", "grown", 0, ["theirs"]), ("=", "last", "theirs"), ("k", "found", {"k": 1, "j": 2}, [])], pending
@@ -363,5 +366,5 @@ def test_an_absent_attribute_travels_and_can_be_looked_at_in_a_debugger() -> Non
 
     assert type(absent) is Absent
     assert repr(absent) == "<attribute 'socket' that cannot travel>"
-    assert changes_of(lambda t: setattr(t, "here", 5), here=absent) == [("=", "here", 5)]
-    assert state._is_scalar(Param(1))
+    assert changes_of(lambda t: setattr(t, "here", 5), here=absent) == [("n", "here", 5)]
+    assert is_scalar(Param(1))

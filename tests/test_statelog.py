@@ -14,6 +14,7 @@ import pytest
 from mpsteps import _statelog
 from mpsteps._ipc import state, wire
 from mpsteps._statelog import StateLog
+from mpsteps.errors import StateConflict
 
 Action = Callable[[Any], None]
 
@@ -29,7 +30,25 @@ class Thing:
 
 def fresh() -> Thing:
     """What every run here begins with."""
-    return Thing(grown=[], other=[], found={}, names=set(), last=None, table={"a": 1}, nested={})
+    return Thing(
+        grown=[], other=[], found={}, names=set(), last=None, table={"a": 1}, nested={}, count=0, tally={}, stats={}
+    )  # fmt: skip
+
+
+class Code:
+    """What the actions here do: `count` is counted, items of `nested` are begun, all else is set."""
+
+    def adds(self, name: str, inside: bool) -> bool:
+        return name in ("count", "tally", "stats")
+
+    def begins(self, name: str, inside: bool) -> bool:
+        return name in ("nested", "stats")
+
+    def sets(self, name: str, inside: bool) -> bool:
+        return not self.adds(name, inside)
+
+
+CODE = Code()
 
 
 class Replica:
@@ -42,7 +61,7 @@ class Replica:
         self.lane: Deque[Tuple[int, _statelog.News, Action]] = deque()
         self.replies: Deque[Tuple[int, Optional[bytes]]] = deque()
         self.reported = 0  # how many replies told of changes
-        self.pending: Deque[Tuple[int, List[state.Change]]] = deque()  # (number of the reply, what it told)
+        self.pending: Deque[Tuple[int, bytes]] = deque()  # (number of the reply, what it told)
 
     def run(self) -> None:
         """The next step of the lane, as `_worker.Worker` runs it."""
@@ -53,15 +72,15 @@ class Replica:
         changes = self.tracker.changes()
         if changes:
             self.reported += 1
-            self.pending.append((self.reported, changes))
-        self.replies.append((step, state.pack_changes(changes, self.thing) if changes else None))
+            self.pending.append((self.reported, state.pack_changes(changes, self.thing)))
+        self.replies.append((step, self.pending[-1][1] if changes else None))
 
     def _hear(self, news: Any) -> None:
         taken_in, parcels = (news, ()) if type(news) is int else news
         while self.pending and self.pending[0][0] <= taken_in:
             self.pending.popleft()
         changes = [c for parcel in parcels for c in wire.unpack(parcel, self.thing)]
-        self.tracker.apply(changes, [c for _, own in self.pending for c in own])
+        self.tracker.apply(changes, [(c, CODE) for _, own in self.pending for c in wire.unpack(own, self.thing)])
 
 
 class Coordinator:
@@ -70,11 +89,12 @@ class Coordinator:
     def __init__(self, workers: int, own_tracker: bool = False) -> None:
         self.truth = fresh()
         self.tracker = state.Tracker(self.truth, ()) if own_tracker else None
-        self.log = StateLog(self.truth, self.tracker)
+        self.log = StateLog(self.truth, self.tracker, writes=lambda step: CODE)
         self.replicas: Dict[int, Replica] = {}
         self.workers = 0
         self.steps = 0
         self.journal: List[bytes] = []
+        self.conflicts: List[int] = []  # steps that failed by one
         for _ in range(workers):
             self.hire()
 
@@ -103,7 +123,10 @@ class Coordinator:
         else:
             if self.tracker is not None:
                 self.publish()  # a local step may be running: its changes come before (see `OwnChanges.before_merge`)
-            self.journal.append(self.log.merge(worker, step, parcel))
+            try:
+                self.journal.append(self.log.merge(worker, step, parcel))
+            except StateConflict:
+                self.conflicts.append(step)
 
     def act_here(self, action: Action) -> None:
         """A piece of a local step, or of `_stepsCheck`: on the truth itself."""
@@ -183,12 +206,12 @@ def test_two_that_append_at_the_same_time_agree_on_the_order() -> None:
 def test_what_follows_an_echo_in_the_same_lane_is_echoed_too() -> None:
     """Else hearing of the first one again, late, would undo the second in the worker that made both."""
     c = Coordinator(2)
-    c.send(1, lambda thing: setattr(thing, "last", "first"))
-    c.run_here(2, lambda thing: setattr(thing, "last", "by another"))
-    c.send(1, lambda thing: setattr(thing, "last", "second"))  # sent with the news of the other, before `first` is back
+    c.send(1, lambda thing: setattr(thing, "count", 1))
+    c.run_here(2, lambda thing: setattr(thing, "count", 10))
+    c.send(1, lambda thing: setattr(thing, "count", 100))  # sent with the news of the other, before the first is back
     c.drain()
 
-    assert c.truth.last == "second"
+    assert c.truth.count == 100
     c.assert_all_agree()
 
 
@@ -330,8 +353,49 @@ def test_a_change_made_here_and_not_told_yet_survives_a_merge_of_the_same_attrib
     c.drain()
 
     c.assert_all_agree()
-    if name == "grown":
+    assert c.conflicts == ([1] if name == "last" else [])
+    if name == "last":
+        assert c.truth.last == "here"
+    elif name == "grown":
         assert sorted(c.truth.grown) == ["here", "there"]
+
+
+def test_what_news_have_not_touched_is_not_done_again() -> None:
+    """A worker counted under one key and hears of another one, before its own count is taken in: it must not count it
+    twice, or the next step there, which nobody else disturbs, would carry that home."""
+
+    def count(key: str) -> Action:
+        return lambda thing: thing.tally.update({key: thing.tally.get(key, 0) + 1})
+
+    c = Coordinator(2)
+    c.run_here(1, count("c"))
+    c.send(1, count("c"))
+    c.replicas[1].run()  # pending: its reply is not taken in
+    c.run_here(2, count("a"))
+    c.send(1, count("c"))
+    c.drain()
+
+    assert c.truth.tally == {"c": 3, "a": 1}
+    c.assert_all_agree()
+
+
+def test_what_was_told_is_done_again_as_it_was_then() -> None:
+    """What a step begins is changed by the next one there, before others are heard of: each is done again by itself."""
+
+    def begin(thing: Thing) -> None:
+        thing.stats.setdefault("k", {"n": 0})["n"] += 1
+
+    c = Coordinator(2)
+    c.send(1, begin)
+    c.send(1, begin)
+    c.replicas[1].run()
+    c.replicas[1].run()
+    c.run_here(2, begin)
+    c.send(1, begin)
+    c.drain()
+
+    assert c.truth.stats == {"k": {"n": 4}}
+    c.assert_all_agree()
 
 
 # -------------------------------------------------------------------------------------------- every interleaving
@@ -343,12 +407,13 @@ class Chaos:
         self.c = Coordinator(self.r.randint(1, 4), own_tracker)
         self.here = own_tracker
         self.grown: Dict[int, List[str]] = {}  # step -> what it appended, by its own account
+        self.counted: Dict[int, int] = {}  # likewise
         self.merged: List[int] = []
         self.local = 0
 
     def _action(self, step: int) -> Action:
         r = self.r
-        kinds = "grow,grow,grow twice,fill,fill,add,assign,own,replace,drop,forget,none"
+        kinds = "grow,grow,grow twice,fill,fill,add,assign,own,replace,drop,forget,none,count,count,nest,nest"
         kind = r.choice(kinds.split(","))
         number, key = r.randint(0, 9), r.choice("abcd")
         tag = f"{step}" if step else f"here {self.local}"
@@ -361,7 +426,14 @@ class Chaos:
                     thing.grown.extend([tag + "'", tag + "''"])
             elif kind == "fill":
                 thing.found[key] = [number]
-                thing.nested.setdefault(key, []).append(number)
+            elif kind == "count":
+                thing.count += number
+                thing.tally[key] = thing.tally.get(key, 0) + number
+                stats = thing.stats.setdefault(key, {"n": 0, "all": []})
+                stats["n"] += number
+                stats["all"].append(tag)
+            elif kind == "nest":
+                thing.nested.setdefault(key, []).append(tag)
             elif kind == "add":
                 thing.names.add(number)
                 thing.names.discard((number + 5) % 10)
@@ -377,6 +449,8 @@ class Chaos:
             elif kind == "forget" and hasattr(thing, f"own{number}"):
                 delattr(thing, f"own{number}")
 
+        if kind == "count":
+            self.counted[step if step else -self.local] = number
         if kind.startswith("grow"):
             items = [tag, tag + "'", tag + "''"] if kind == "grow twice" else [tag]
             self.grown[step if step else -self.local] = items
@@ -396,7 +470,7 @@ class Chaos:
         act = self._action(c.steps + 1)
 
         def look_and_act(thing: Any) -> None:
-            blind = [item for item in must_see if item not in thing.grown]
+            blind = [item for item in must_see if item not in thing.grown and _step_of(item) not in c.conflicts]
             assert not blind, f"a step does not see {blind}, which its prerequisites wrote"
             act(thing)
 
@@ -414,9 +488,11 @@ class Chaos:
         elif x < 0.9 and replica.replies:
             self.merged.append(replica.replies[0][0])
             c.take_reply(worker)
+            self._forget_conflicts()
         elif x < 0.92:
             for step, *_ in (*replica.lane, *replica.replies):
                 self.grown.pop(step, None)
+                self.counted.pop(step, None)
             c.lose(worker)
             c.hire()
         elif self.here and x < 0.97:
@@ -425,15 +501,28 @@ class Chaos:
         elif self.here:
             c.publish()
 
+    def _forget_conflicts(self) -> None:
+        for step in self.c.conflicts:
+            self.grown.pop(step, None)
+            self.counted.pop(step, None)
+
     def check(self) -> None:
         c = self.c
         c.drain()
+        self._forget_conflicts()
         c.assert_all_agree()
         wanted = [item for items in self.grown.values() for item in items]
+        assert c.truth.count == sum(self.counted.values())
+        assert c.truth.count == sum(c.truth.tally.values()) == sum(s["n"] for s in c.truth.stats.values())
+        assert sum(len(s["all"]) for s in c.truth.stats.values()) == len(self.counted)
         assert sorted(c.truth.grown) == sorted(wanted), "growth was lost, or doubled"
         for items in self.grown.values():
             at = c.truth.grown.index(items[0])
             assert c.truth.grown[at : at + len(items)] == items, "what a step appended was torn apart"
+
+
+def _step_of(item: str) -> Optional[int]:
+    return int(item.rstrip("'")) if item[0].isdigit() else None
 
 
 def _live(seed: int, own_tracker: bool) -> None:
