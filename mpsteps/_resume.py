@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Se
 from mpsteps._ipc import state, wire
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._recorder import CHANGED_GRAPH
-from mpsteps._results import VALUES
+from mpsteps._rundir import VALUES
 from mpsteps.steps import Step
 
 

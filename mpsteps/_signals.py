@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Type
 
 _HANDLED = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def die_of(number: int) -> NoReturn:
+    """End this process as the signal does by default, at once: nothing is flushed, closed or waited for."""
+    signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # not reached, unless this is the first process of a container, which no signal ends
 
 
 class Signals:
