@@ -49,8 +49,9 @@ _FENCE_PAUSE = (0.001, 0.05)  # seconds between two looks at the fence: the firs
 class RunDirectory:
     """One run's directory; made by `create`, `create_at` or `open`.
 
-    `path`, `extra`, `tmp`, `logs`, `journal_path` and `begun_path` are absolute paths. A coordinator calls `lock` before
-    anything else and `close` at its end, or uses the directory as a context manager. All errors are RunDirectoryError.
+    `path`, `extra`, `tmp`, `logs`, `journal_path` and `begun_path` are absolute paths. A coordinator calls `lock`
+    before anything else and `close` at its end, or uses the directory as a context manager. All errors are
+    RunDirectoryError.
     """
 
     def __init__(self, path: str) -> None:

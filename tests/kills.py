@@ -140,7 +140,8 @@ class Campaign:
         _nothing_left(token)
         if process.returncode == 0:
             return True
-        assert asked is not None and process.returncode in (-asked, 128 + asked), f"{process.returncode}: {output}"
+        assert asked is not None, f"exit code {process.returncode}: {output}"
+        assert process.returncode in (-asked, 128 + asked), f"{process.returncode}: {output}"
         if os.path.exists(os.path.join(self.run_dir, "journal.log")):
             self._check_once()
         return False
@@ -196,7 +197,7 @@ class Campaign:
         reasons, finished = self._reasons(list(journal.records))
         entered = self._entries()
         for number, count in entered.items():
-            assert count <= 1 + reasons[number], f"step {number} was entered {count} times for {reasons[number]} reasons"
+            assert count <= 1 + reasons[number], f"step {number} entered {count} times for {reasons[number]} reasons"
         lacking = finished - set(entered)
         assert not lacking, f"steps are recorded as finished that never ran: {sorted(lacking)}"
 
