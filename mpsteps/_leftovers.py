@@ -34,6 +34,8 @@ def take_back_unbegun(directory: RunDirectory, journal: Journal) -> List[int]:
     and is only removed. Raises JournalError and RunDirectoryError.
     """
     path = directory.begun_path
+    if os.path.lexists(f"{path}.new"):  # of a witness that was killed
+        os.unlink(f"{path}.new")
     if not os.path.lexists(path):
         return []
     told = _read(path)

@@ -26,7 +26,7 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -152,7 +152,7 @@ class Campaign:
         life = r.choice((0.05, 0.3, 1.0)) * r.random()  # sometimes in the middle of its start
         begun = time.monotonic()
         while process.poll() is None:
-            time.sleep(r.random() * 0.03)
+            time.sleep(r.random() * 0.02)
             if r.random() < self.share and time.monotonic() - begun > life:
                 return self._kill_coordinator(process)
             pid = self._some_worker()
@@ -189,60 +189,69 @@ class Campaign:
             lines = f.read().split(b"\n")[1:-1]
         return int(self.r.choice(lines).split()[1]) if lines else None
 
-    # ------------------------------------------------------------------------------------------------- the oracle
-
     def _check_once(self) -> None:
-        """What the journal says against what really happened, after any end."""
-        journal = read_journal(os.path.join(self.run_dir, "journal.log"))
-        reasons, finished = self._reasons(list(journal.records))
-        entered = self._entries()
-        for number, count in entered.items():
-            assert count <= 1 + reasons[number], f"step {number} entered {count} times for {reasons[number]} reasons"
-        lacking = finished - set(entered)
-        assert not lacking, f"steps are recorded as finished that never ran: {sorted(lacking)}"
+        check_once(os.path.join(self.run_dir, "journal.log"), self.entered)
 
     def _check(self) -> None:
-        self._check_once()
-        journal = read_journal(os.path.join(self.run_dir, "journal.log"))
-        _, finished = self._reasons(list(journal.records))
+        records, finished = check_once(os.path.join(self.run_dir, "journal.log"), self.entered)
         assert finished == set(range(STEPS + 1))
-        kinds = Counter(record[0] for record in journal.records)
+        kinds = Counter(record[0] for record in records)
         self.done["steps lost"] += kinds["lost"]
-        self.done["entries"] += sum(self._entries().values())
-        for record in journal.records:
-            if record[0] == "doubt":
-                self.done["steps in doubt"] += len(record[1])
+        self.done["entries"] += sum(entries(self.entered).values())
+        self.done["steps in doubt"] += sum(len(record[1]) for record in records if record[0] == "doubt")
 
-    def _entries(self) -> Counter[int]:
-        with open(self.entered) as f:
-            return Counter(int(line.split()[0]) for line in f)
 
-    def _reasons(self, records: List[List[Any]]) -> Any:
-        """For each step, how often the journal has a reason to run it again; and the steps that have finished."""
-        reasons: Counter[int] = Counter()
-        finished: Set[int] = set()
-        running: Set[int] = set()
-        for record in records:
-            kind = record[0]
-            if kind == "protocol":  # what was running is in doubt
-                reasons.update(running)
-                running.clear()
-            elif kind == "started":
-                for step_id in record[4]:
-                    assert step_id - 1 not in finished, f"step {step_id} has finished, and is sent again"
-                    running.add(step_id - 1)
-            elif kind == "returned":
-                running -= {s - 1 for s in record[1]}
-            elif kind in ("failed", "lost"):
-                reasons[record[1] - 1] += 1
-                running.discard(record[1] - 1)
-            elif kind in ("finished", "done"):
-                ids = {s[0] - 1 for s in record[3]} if kind == "finished" else {s - 1 for s in record[3]}
-                assert not ids & finished, f"finished twice: {sorted(ids & finished)}"
-                finished |= ids
-                running -= ids
-        reasons.update(running)
-        return reasons, finished
+# ------------------------------------------------------------------------------------------------------- the oracle
+
+
+def check_once(journal: str, entered: str) -> Tuple[List[List[Any]], Set[int]]:
+    """What the journal says against what really happened, after any end: its records, and the steps that finished.
+
+    Step `i` of the file has id i + 1 in the journal. AssertionError if a step was entered more often than there are
+    reasons, if one that had finished was sent again, or if one is recorded as finished that was never entered.
+    """
+    records = list(read_journal(journal).records)
+    reasons, finished = _reasons(records)
+    entered_often = entries(entered)
+    for number, count in entered_often.items():
+        assert count <= 1 + reasons[number], f"step {number} entered {count} times for {reasons[number]} reasons"
+    lacking = finished - set(entered_often)
+    assert not lacking, f"steps are recorded as finished that never ran: {sorted(lacking)}"
+    return records, finished
+
+
+def entries(path: str) -> Counter[int]:
+    """How often each step was entered."""
+    with open(path) as f:
+        return Counter(int(line.split()[0]) for line in f)
+
+
+def _reasons(records: List[List[Any]]) -> Tuple[Counter[int], Set[int]]:
+    """For each step, how often the journal has a reason to run it again; and the steps that have finished."""
+    reasons: Counter[int] = Counter()
+    finished: Set[int] = set()
+    running: Set[int] = set()
+    for record in records:
+        kind = record[0]
+        if kind == "protocol":  # what was running is in doubt
+            reasons.update(running)
+            running.clear()
+        elif kind == "started":
+            for step_id in record[4]:
+                assert step_id - 1 not in finished, f"step {step_id} has finished, and is sent again"
+                running.add(step_id - 1)
+        elif kind == "returned":
+            running -= {s - 1 for s in record[1]}
+        elif kind in ("failed", "lost"):
+            reasons[record[1] - 1] += 1
+            running.discard(record[1] - 1)
+        elif kind in ("finished", "done"):
+            ids = {s[0] - 1 if kind == "finished" else s - 1 for s in record[3]}
+            assert not ids & finished, f"finished twice: {sorted(ids & finished)}"
+            finished |= ids
+            running -= ids
+    reasons.update(running)
+    return reasons, finished
 
 
 def _children(pid: int) -> List[int]:
