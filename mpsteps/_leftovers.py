@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from mpsteps._begun import session_name
-from mpsteps._journal import Journal, JournalWriter, Record, StepRecord
+from mpsteps._journal import Journal, JournalWriter, Record, RunHistory, StepRecord, replay
 from mpsteps._private_files import open_private
 from mpsteps._rundir import VALUES, RunDirectory
 
@@ -38,15 +39,29 @@ def take_back_unbegun(directory: RunDirectory, journal: Journal) -> List[int]:
         os.unlink(f"{path}.new")
     if not os.path.lexists(path):
         return []
-    told = _read(path)
-    unbegun: List[int] = []
-    if told is not None and journal.truncated_at is None and told.journal_size == journal.valid_bytes:
-        unbegun = _unbegun(told, journal.records, journal.replay().steps)
+    unbegun = find_unbegun(directory, journal)
     if unbegun:
         with JournalWriter.reopen(directory.journal_path, reserve=0) as writer:
             writer.append([["returned", unbegun]])
     os.unlink(path)
     return unbegun
+
+
+def find_unbegun(directory: RunDirectory, journal: Journal) -> List[int]:
+    """The same, for who only looks at the run."""
+    if not os.path.lexists(directory.begun_path):
+        return []
+    told = _read(directory.begun_path)
+    if told is None or journal.truncated_at is not None or told.journal_size != journal.valid_bytes:
+        return []
+    return _unbegun(told, journal.records, journal.replay().steps)
+
+
+def history_as_told(directory: RunDirectory, journal: Journal) -> RunHistory:
+    """What the journal adds up to, together with what a witness has written and the journal does not have yet."""
+    unbegun = find_unbegun(directory, journal)
+    news: List[Record] = [["returned", unbegun]] if unbegun else []
+    return replay(itertools.chain(journal.records, news), journal.header)
 
 
 def sweep_values(directory: RunDirectory, journal: Journal) -> List[str]:

@@ -15,7 +15,7 @@ from protocols import Custom, notes
 from mpsteps._begun import Occasion, Witness, session_name
 from mpsteps._ipc.lane import Board, Lane, left_words
 from mpsteps._journal import JournalHeader, JournalWriter, read_journal
-from mpsteps._leftovers import sweep_values, take_back_unbegun
+from mpsteps._leftovers import find_unbegun, history_as_told, sweep_values, take_back_unbegun
 from mpsteps._rundir import RunDirectory
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another system kills in another order")
@@ -186,7 +186,11 @@ def tell(directory: RunDirectory, *lines: str, session: str = NAME, size: int = 
 
 def taken_back(directory: RunDirectory) -> List[int]:
     """Twice: the second time there is nothing left to do."""
-    found = take_back_unbegun(directory, read_journal(directory.journal_path))
+    journal = read_journal(directory.journal_path)
+    before = history_as_told(directory, journal)
+    found = find_unbegun(directory, journal)
+    assert take_back_unbegun(directory, journal) == found
+    assert {s.id for s in before.in_doubt} == {s.id for s in read_journal(directory.journal_path).replay().in_doubt}
     history = read_journal(directory.journal_path).replay()
     assert not {s.id for s in history.in_doubt} & set(found)
     assert all(history.steps[s].status == "new" for s in found)
