@@ -139,8 +139,10 @@ def _parse_header(data: bytes, path: str) -> Journal:
     if len(prefix) == _PREFIX.size:
         version = _PREFIX.unpack(prefix)[1]
         if version != VERSION:
+            way = "use a newer mpsteps" if version > VERSION else "use the mpsteps that wrote it"
             raise JournalError(
-                f"the journal {path!r} has format {version}, this mpsteps reads format {VERSION}: use a newer mpsteps"
+                f"the journal {path!r} has format {version}, this mpsteps reads format {VERSION}: {way}, or start the "
+                "run anew with --restart"
             )
         size = _frame_size(data, _PREFIX.size, zlib.crc32(prefix))
         if size and _FRAME.unpack_from(data, _PREFIX.size)[2] == 0:

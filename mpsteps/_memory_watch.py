@@ -2,7 +2,7 @@
 
 A limit that the kernel keeps would be exact, but there is none that fits: RLIMIT_AS and RLIMIT_DATA count address
 space, which numpy, BLAS and CUDA reserve by the gigabyte and never touch; a cgroup for each step needs rights that a
-user of a cluster has not (docs/decisions/0019). So the coordinator looks ten times a second, and only while such a step
+user of a cluster has not (docs/decisions/0017). So the coordinator looks ten times a second, and only while such a step
 runs. What a step can take between two looks is what the machine can hand out in that time.
 """
 

@@ -10,7 +10,7 @@ from mpsteps._ipc import wire
 from mpsteps._ipc.large import travels_plainly
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
-from mpsteps._results import VALUES
+from mpsteps._rundir import VALUES
 from mpsteps._statelog import StateLog
 from mpsteps._step_values import StepValues
 from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol

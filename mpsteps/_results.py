@@ -7,9 +7,6 @@ from typing import Any, List
 
 from mpsteps.errors import MpstepsError
 
-VALUES = "values"
-"""The folder of a run directory in which workers store large values that steps return."""
-
 
 class MissingResultFiles(MpstepsError):
     """A step returned paths of files that do not exist."""

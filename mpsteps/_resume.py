@@ -19,7 +19,7 @@ from mpsteps._ipc.edits import ABSENT, change_of, edit_of
 from mpsteps._ipc.merge import upon
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._recorder import CHANGED_GRAPH
-from mpsteps._results import VALUES
+from mpsteps._rundir import VALUES
 from mpsteps._writes import WritesOf
 from mpsteps.steps import Step
 

@@ -9,6 +9,8 @@
   worker is gone. A new coordinator proves that before it sends a step that an old worker might still be running.
   flock(2) and not fcntl(2) locks, since the latter are not inherited and would let the new coordinator through.
 
+After a kill of the coordinator there is ``workers.begun``, too: see `_begun`.
+
 The directory carries pickles that a resume loads: it is made 0700, and used only if it belongs to the user and nobody
 else may write in it. The files are 0600 whatever the umask is, and a symbolic link, a FIFO or a hard link in the
 place of one is refused.
@@ -35,6 +37,9 @@ PathLike = Union[str, "os.PathLike[str]"]
 JOURNAL = "journal.log"
 LOCK = "run.lock"
 FENCE = "workers.fence"
+BEGUN = "workers.begun"
+VALUES = "values"
+"""The folder in which workers store large values that steps return."""
 FOLDERS = ("extra", "tmp", "logs")
 
 _CLAIM_TRIES = 100_000
@@ -44,14 +49,16 @@ _FENCE_PAUSE = (0.001, 0.05)  # seconds between two looks at the fence: the firs
 class RunDirectory:
     """One run's directory; made by `create`, `create_at` or `open`.
 
-    `path`, `extra`, `tmp`, `logs` and `journal_path` are absolute paths. A coordinator calls `lock` before anything
-    else and `close` at its end, or uses the directory as a context manager. All errors are RunDirectoryError.
+    `path`, `extra`, `tmp`, `logs`, `journal_path` and `begun_path` are absolute paths. A coordinator calls `lock`
+    before anything else and `close` at its end, or uses the directory as a context manager. All errors are
+    RunDirectoryError.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.extra, self.tmp, self.logs = (os.path.join(path, folder) for folder in FOLDERS)
         self.journal_path = os.path.join(path, JOURNAL)
+        self.begun_path = os.path.join(path, BEGUN)
         self._lock_fd: Optional[int] = None
         _opened.add(self)
 

@@ -5,12 +5,33 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Callable, Dict, List, Optional, Type
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Type
 
 _HANDLED = [n for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+hidden_cursors: Set[int] = set()
+"""Descriptors of terminals whose cursor is hidden, to be shown again also by a process that dies on the spot."""
+
+
+def die_of(number: int) -> NoReturn:
+    """End this process as the signal does by default, at once: nothing is flushed, closed or waited for."""
+    for fd in hidden_cursors:
+        try:
+            if select.select([], [fd], [], 0)[1]:  # a terminal that was stopped (Ctrl-S) would keep us
+                os.write(fd, b"\x1b[?25h\r\n")
+        except (OSError, ValueError):
+            continue  # that terminal is gone
+    signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # not reached, unless this is the first process of a container, which no signal ends
 
 
 class Signals:

@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from typing import Deque, List, Mapping, Optional, Sequence, Tuple
 
+from mpsteps._begun import Occasion
 from mpsteps._ipc.link import Link, Message, plug_stdio
 from mpsteps._proctree import end_session, has_ended
 from mpsteps.errors import EngineError
@@ -39,13 +40,15 @@ class Spawner:
     """A zygote. `up`: it has come up; `guards`: it is the subreaper of what workers start (None: not known yet).
 
     `environment` is added to this process's; `keep_open`: descriptors that every worker holds as long as it lives;
-    `preload`: names of modules of ours that it imports for all workers.
+    `preload`: names of modules of ours that it imports for all workers; `occasion`: what its witness is to tell, should
+    this process be gone without `stop`.
     Raises EngineError, with nothing left behind, if no process can be started.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], keep_open: Sequence[int] = (), preload: Sequence[str] = ()
-    ) -> None:
+        self, environment: Mapping[str, str], keep_open: Sequence[int] = (), preload: Sequence[str] = (),
+        occasion: Optional[Occasion] = None,
+    ) -> None:  # fmt: skip
         self.up = False
         self.guards: Optional[bool] = None
         self._to_fork: Deque[Tuple[int, Tuple[int, ...], Tuple[int, ...]]] = deque()
@@ -60,7 +63,7 @@ class Spawner:
                 undo.callback(ours.close)
                 with theirs:
                     self._process = _start(
-                        theirs.fileno(), self._errors, tuple(keep_open), tuple(preload), environment
+                        theirs.fileno(), self._errors, tuple(keep_open), tuple(preload), environment, occasion
                     )
                 undo.pop_all()
         except (OSError, ValueError) as error:
@@ -128,6 +131,8 @@ class Spawner:
 
     def stop(self) -> None:
         """Let it kill every worker, and all that they have started, and wait until it has."""
+        with contextlib.suppress(OSError):  # it is gone already
+            self._link.send(("leave",))
         self._link.close()
         self._reap()
         self._forget_errors()
@@ -181,13 +186,15 @@ class Spawner:
 
 
 def _start(
-    link: int, errors: int, keep_open: Tuple[int, ...], preload: Tuple[str, ...], environment: Mapping[str, str]
+    link: int, errors: int, keep_open: Tuple[int, ...], preload: Tuple[str, ...], environment: Mapping[str, str],
+    occasion: Optional[Occasion],
 ) -> subprocess.Popen[bytes]:  # fmt: skip
     stderr = os.dup(2)
+    about = tuple(occasion) if occasion else None
     try:
         code = (
             f"import sys; sys.path[:] = {_import_path()}; from mpsteps._zygote import main; "
-            f"main({link}, {stderr}, {keep_open}, {preload})"
+            f"main({link}, {stderr}, {keep_open}, {preload}, {about!a})"
         )
         return subprocess.Popen(
             [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code],  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ To look costs as much as three empty steps. So it is done where it costs nothing
 that ends a millisecond or more after the last look, after every step that failed, and after the first `TRIALS` calls of
 each function in each worker: a function that leaves things changed does so at its first call or after a while, and then
 all its calls are looked after. What can pass unseen is a change by one of several short steps that a worker runs within
-a millisecond, by a function that did not do it before; it is put back with the next look. (docs/decisions/0021)
+a millisecond, by a function that did not do it before; it is put back with the next look. (docs/decisions/0019)
 """
 
 from __future__ import annotations

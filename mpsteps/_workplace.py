@@ -10,6 +10,7 @@ import sys
 from typing import Any, FrozenSet, Iterator, List, Optional
 
 from mpsteps._journal import RunHistory, read_journal
+from mpsteps._leftovers import sweep_values, take_back_unbegun
 from mpsteps._private_files import open_private
 from mpsteps._rundir import FOLDERS, RunDirectory
 from mpsteps.errors import JournalError, RunDirectoryError
@@ -72,7 +73,8 @@ class Workplace:
         """Also a restart deletes only runs of the same protocol; but it is the way out of a damaged journal."""
         path = self.directory.path
         try:
-            history = read_journal(self.directory.journal_path).replay()
+            journal = read_journal(self.directory.journal_path)
+            history = journal.replay()
         except JournalError:
             if restart:
                 return
@@ -81,6 +83,10 @@ class Workplace:
         if before != name:
             raise RunDirectoryError(f"{path!r} is a run of protocol {before}, not of {name}: choose another directory")
         if not restart:
+            if take_back_unbegun(self.directory, journal):
+                journal = read_journal(self.directory.journal_path)
+                history = journal.replay()
+            sweep_values(self.directory, journal)
             self.history = history
 
     def begin(self) -> None:
@@ -156,5 +162,3 @@ def _handler(path: str, least: int) -> logging.Handler:
     handler.setLevel(least)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
     return handler
-
-

@@ -15,8 +15,12 @@ It is exec'd once by the coordinator (`python -c`, no `__main__` of the user's) 
 Messages:
 
     ("fork", worker, n_fds, n_lane_fds) + descriptors      ("kill", worker, signal)        to the zygote
+    ("leave",)
     ("up", guards)  ("forked", worker, pid)  ("no-fork", worker, text)
     ("dead", worker, pid, exitcode, peak_kib)  ("stopped", worker)  ("continued", worker)  from it
+
+"leave" comes before an orderly end: the coordinator itself has told the journal what workers had begun. When it is gone
+without a word, the zygote's `Witness` does.
 
 `guards` is False where the system has no subreaper (it is Linux's): a daemon that a step detached then outlives us.
 """
@@ -33,6 +37,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
+from mpsteps._begun import Occasion, Witness
 from mpsteps._ipc.link import Link, plug_stdio
 from mpsteps._proctree import descendants, send_signal
 
@@ -51,8 +56,9 @@ Prctl = Callable[[int, int], int]
 class Zygote:
     """Forks, buries and guards workers for the coordinator at the other end of `sock`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, witness: Optional[Witness] = None) -> None:
         self._link = Link(sock)
+        self._witness = witness  # None: nobody wants to know what workers had begun
         self._workers: Dict[int, int] = {}  # worker -> pid, of those not reaped
         self._killed: Set[int] = set()  # pids of those that we were told to kill
         self._prctl = _load_prctl()
@@ -77,6 +83,8 @@ class Zygote:
                 pass
         finally:
             self._kill_everything()
+            if self._witness is not None:
+                self._witness.testify()
 
     def _serve(self, poll: select.poll) -> bool:
         for fd, _ in poll.poll():
@@ -100,6 +108,8 @@ class Zygote:
     def _handle(self, message: Tuple[Any, ...]) -> None:
         if message[0] == "fork":
             self._fork(*message[1:])
+        elif message[0] == "leave":
+            self._leave_witness()
         elif message[0] == "kill" and message[1] in self._workers:
             self._killed.add(self._workers[message[1]])
             _kill_worker(self._workers[message[1]], message[2])
@@ -120,6 +130,8 @@ class Zygote:
             self._tell("no-fork", worker, f"{error.strerror} (limits on processes and memory: ulimit -u, pids.max)")
         if pid == 0:
             self._become_worker(parent, fds[:n_lane_fds], fds[n_lane_fds:])
+        if pid > 0 and self._witness is not None:
+            self._witness.born(pid, fds[0])
         for fd in fds:
             os.close(fd)
         if pid > 0:
@@ -140,6 +152,7 @@ class Zygote:
                 if os.getppid() != parent:  # it died before the line above
                     os._exit(code)
             self._link.close()
+            self._leave_witness()
             os.close(self._wake_read)
             os.close(wake_write)
             _raise_oom_score()
@@ -157,6 +170,11 @@ class Zygote:
                 os._exit(code)
 
     # ------------------------------------------------------------------------- death
+
+    def _leave_witness(self) -> None:
+        if self._witness is not None:
+            self._witness.forget()
+            self._witness = None
 
     def _bury(self) -> None:
         """Tell of every worker that has died. Orphans, which come to us as their subreaper, are reaped silently."""
@@ -176,6 +194,8 @@ class Zygote:
                     _kill_left_behind(pid)
                 del self._workers[worker]
                 self._killed.discard(pid)
+                if self._witness is not None:
+                    self._witness.died(pid)
                 self._tell("dead", worker, pid, _exit_code(status), peak_kib)
 
     def _kill_everything(self) -> None:
@@ -187,8 +207,9 @@ class Zygote:
         poll.register(self._wake_read, select.POLLIN)
         deadline = time.monotonic() + KILL_SECONDS
         while time.monotonic() < deadline:
-            for _ in _reap(_leave):
-                pass
+            for pid, _, _ in _reap(_leave):
+                if self._witness is not None:
+                    self._witness.died(pid)
             if not _has_children():
                 return  # nobody is left: what they left behind would have come to us
             for pid in descendants(os.getpid()):
@@ -352,12 +373,16 @@ _kept: Tuple[int, ...] = ()
 """Descriptors that every worker holds as long as it lives."""
 
 
-def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequence[str]) -> NoReturn:
+def main(
+    link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequence[str],
+    occasion: Optional[Tuple[str, str, str]],
+) -> NoReturn:  # fmt: skip
     """Run the zygote on an inherited socket.
 
     Standard error is a file in which the coordinator looks for the reason should we not come up; `stderr_fd` is the
     real one. `kept_fds`: descriptors that every worker holds as long as it lives, and no program it starts. `preload`:
-    modules of ours that workers are going to need.
+    modules of ours that workers are going to need. `occasion`: what its witness is to tell when the coordinator is
+    gone.
     """
     plug_stdio()
     global _kept
@@ -378,5 +403,5 @@ def main(link_fd: int, stderr_fd: int, kept_fds: Sequence[int], preload: Sequenc
         importlib.import_module(name)
     _end_of_start(stderr_fd)
     gc.freeze()  # what is loaded now stays shared with the workers: their collectors would copy its pages
-    Zygote(socket.socket(fileno=link_fd)).run()
+    Zygote(socket.socket(fileno=link_fd), Witness(Occasion(*occasion)) if occasion else None).run()
     os._exit(0)  # there is nothing to clean up that was not, and the coordinator waits for this process to be gone

@@ -16,6 +16,7 @@ import time
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Type
 
+from mpsteps._signals import hidden_cursors
 from mpsteps.listeners import Listener
 from mpsteps.report import RunReport, format_seconds, shorten
 
@@ -286,15 +287,22 @@ class LiveProgress(_Telling):
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=REDRAWS)
         self._running: Dict[int, float] = {}  # step -> when it began
         self._widest = 0  # of the figures so far: a bar that changes its length is hard to read
+        self._cursor = -1  # the descriptor of the terminal whose cursor is hidden
 
     def run_started(self, run: Any, kept: int) -> None:
         super().run_started(run, kept)
         self._live.start(refresh=True)
+        try:
+            self._cursor = self._stream.fileno()
+        except (OSError, ValueError):
+            return  # it only looks like a terminal
+        hidden_cursors.add(self._cursor)
 
     def close(self) -> None:
         """Draw once more, and give the terminal back."""
         self._running.clear()
         self._live.stop()
+        hidden_cursors.discard(self._cursor)
 
     def step_running(self, run: Any, step: int) -> None:
         self._running[step] = self._clock()

@@ -13,6 +13,7 @@ import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mpsteps._announcer import check_graph, ordered
+from mpsteps._begun import Occasion, session_name
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
@@ -28,7 +29,7 @@ from mpsteps._output import step_log
 from mpsteps._protocol_run import ProtocolRun
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier
-from mpsteps._signals import Signals
+from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
 from mpsteps.engines.inline import InlineEngine
@@ -197,8 +198,13 @@ class _Session:
         fence = self.directory.open_fence()
         try:
             engine = ProcessEngine(
-                self.workers, self._setup, self.directory.logs, keep_open=(fence,), preload=("mpsteps.protocol",)
-            )
+                self.workers, self._setup, self.directory.logs, keep_open=(fence,), preload=("mpsteps.protocol",),
+                occasion=Occasion(
+                    self.directory.begun_path,
+                    session_name(socket.gethostname(), os.getpid(), self.started),
+                    self.directory.journal_path,
+                ),
+            )  # fmt: skip
             try:
                 engine.prepare()
                 yield engine
@@ -295,10 +301,14 @@ class _Session:
             finally:
                 coordinator.engine.stop(at_once)
                 work.end()
-        return self._finish(work, doubtful)
+            # Also the closing is under the handlers: a late Ctrl-C must not keep the end from being recorded.
+            return self._finish(work, doubtful)
 
     def _on_signal(self, number: int, count: int) -> None:
-        """In a signal handler: note it, wake the loop. The second Ctrl-C ends running steps, too."""
+        """In a signal handler: note it, wake the loop. The second Ctrl-C ends running steps, too; the third ends this
+        process on the spot, whatever it hangs in: the journal is whole at any moment, and the zygote kills the rest."""
+        if number == signal.SIGINT and count > 2:
+            die_of(number)
         self._interrupted.append(number)
         coordinator = self._coordinator
         if number == signal.SIGINT and count == 1:

@@ -123,7 +123,7 @@ ONCE = frozenset({
     "test_journal_faults", "test_journal_format", "test_layering", "test_orphans", "test_parity", "test_progress",
     "test_random_graphs", "test_records", "test_resume", "test_ring_interleavings", "test_rundir",
     "test_scheduler_random", "test_scheduler_stateful", "test_ahead", "test_balance", "test_ranks", "test_stress",
-    "test_recorder",
+    "test_recorder", "test_begun", "test_ends", "test_kills", "test_kill_points", "test_worker_crashes",
     "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks",
     "test_large", "test_shared_array", "test_slots", "test_graph", "test_rests", "test_chaos",
 })  # fmt: skip

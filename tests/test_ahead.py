@@ -12,6 +12,7 @@ from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import (
     Closed,
     Dispatch,
+    PrerequisitesAdded,
     Retry,
     Revoke,
     Running,
@@ -117,6 +118,22 @@ def test_what_has_left_its_lane_enables_nobody_there() -> None:
     ahead.follow(8, (1,), 1)
     assert ahead.take(7) is None
     assert ahead.take(8) == (2, 1)
+
+
+def test_a_step_that_left_its_queue_by_way_of_a_lane_stands_in_it_once() -> None:
+    """It was ready, then made to wait, then sent ahead, and comes back ready: its old place is still there. (Found by
+    one of ten thousand simulated runs.)"""
+    scheduler = make()
+    add(scheduler, StepAdded(2, function="a long one"))
+    add(scheduler, StepAdded(3, function="f"), StepAdded(4, function="another"), StepAdded(5, function="f"))
+    scheduler.handle(PrerequisitesAdded(5, (3,)))
+    scheduler.handle(StepsFinished(1, (2,), (1.0,)))
+    assert scheduler.lane(1) == (3, 5)
+    scheduler.handle(StepsFinished(1, (3,), (SHORT,)))
+    scheduler.handle(StepsReturned(1, (5,)))
+
+    scheduler.check_invariants()
+    assert sum(s == 5 for s in scheduler._waiting.plain) + scheduler.lane(1).count(5) == 1
 
 
 def test_half_of_a_fan_out_is_left_for_the_other_worker() -> None:

@@ -115,6 +115,7 @@ def test_a_frame_of_an_older_journal_on_the_same_disk_blocks_is_a_torn_tail():
         (b"SQLite format 3\0" * 10, "not a journal of mpsteps"),
         (b"\x7fELF", "not a journal of mpsteps"),
         (b"mpsteps-jrnl" + struct.pack("<I", 2) + DATA[16:], r"format 2.*newer mpsteps"),
+        (b"mpsteps-jrnl" + struct.pack("<I", 0) + DATA[16:], r"format 0.*use the mpsteps that wrote it, or"),
         (START[:-1], "no whole header"),
     ],
 )

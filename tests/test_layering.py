@@ -29,7 +29,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     3: ("_ipc",),  # what crosses the process boundary
     4: (  # what lasts
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
-        "_workplace",
+        "_workplace", "_begun", "_leftovers",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
@@ -54,6 +54,7 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("_worker", "_writes"): "only workers in whose back others changed what they had changed pay for reading source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
+    ("_begun", "_ipc.lane"): "used in the zygote, which has it already",
     ("engines.inline", "_ipc.wire"): "only where something is taken back",
     ("cli", "cli.arguments"): "python -m mpsteps says what is missing before it loads anything else",
     ("cli.running", "demo.protocol"): "the demo needs numpy and more",

@@ -139,7 +139,11 @@ class Waiting:
 
     def rejoin(self, step: int) -> None:
         """A step is READY again, where it was; one with a demand of its own is the next of them all, since it has
-        waited long enough."""
+        waited long enough. (One that was withdrawn, then sent ahead of its prerequisites, and is back now that they
+        have finished, may still stand in its queue: once is enough.)"""
+        if step in self.withdrawn:
+            self.withdrawn.remove(step)
+            return
         demand = self._register.demands.get(step)
         if demand is None:
             self.plain.add(step)

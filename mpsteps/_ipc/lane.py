@@ -1,6 +1,6 @@
 """A lane: all that the coordinator and one worker share, in one block of shared memory.
 
-Two rings (requests to the worker, replies from it) and four words, each stored by one side only. There is no lock that
+Two rings (requests to the worker, replies from it) and five words, each stored by one side only. There is no lock that
 a worker could die holding, and a worker that runs wild damages its own lane only. The coordinator sleeps once for all
 lanes, so its `asleep` word and its bell are on a `Board` that all workers see and none can write.
 
@@ -27,6 +27,7 @@ NEVER = 2**64 - 1
 
 _WORDS = 256  # bytes of the lane's own words, each on a 64-byte line
 _ASLEEP, _BEGUN, _DONE, _REVOKED = 0, 8, 16, 24  # where they are, in words
+_REFUSED = 25  # on the line of `revoked`: both are the coordinator's
 _BOARD = 4096
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -36,7 +37,7 @@ class CoordinatorEnd:
     """The coordinator's side of a lane; its thread only. `send` and `receive` are the rings, `wake` wakes the worker.
 
     The coordinator never blocks on a lane: it puts (`send.begin`) what there is room for, wakes the worker, and sends
-    the rest (`pump`) when its own bell rings. It stores one word of its own: `revoked`.
+    the rest (`pump`) when its own bell rings. It stores two words of its own: `revoked` and `refused`.
     """
 
     def __init__(self, lane: Lane, ordered: bool) -> None:
@@ -94,6 +95,10 @@ class CoordinatorEnd:
         comes before the worker has looked whether the message is revoked.
         """
         self._words[_REVOKED] = NEVER
+
+    def refuse(self) -> None:
+        """Count a step message that gets no number, since it cannot be sent. Before anything behind it is sent."""
+        self._words[_REFUSED] += 1
 
     def release(self) -> None:
         """Let go of the memory; see `Lane.close`."""
@@ -175,6 +180,15 @@ class WorkerEnd:
                 return True
             _yield()
         return False
+
+
+def left_words(fd: int) -> tuple[int, int] | None:
+    """What the lane `fd` says when both its sides are dead: the words `begun` and `refused`; None if it is nonsense.
+
+    Read through the descriptor: whoever asks, once, need not map it.
+    """
+    words = memoryview(os.pread(fd, _WORDS, 0)).cast("Q")
+    return (words[_BEGUN], words[_REFUSED]) if words[_DONE] <= words[_BEGUN] else None
 
 
 class Board:

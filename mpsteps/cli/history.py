@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Tuple
 import psutil
 
 from mpsteps._journal import RunHistory, read_journal
+from mpsteps._leftovers import history_as_told
 from mpsteps._rundir import JOURNAL, RunDirectory
 from mpsteps.errors import JournalError, UsageError
 
@@ -24,7 +25,7 @@ def open_run(path: str) -> Tuple[RunDirectory, RunHistory]:
             f"{_runs_near(path)}"
         )
     try:
-        return directory, read_journal(directory.journal_path).replay()
+        return directory, history_as_told(directory, read_journal(directory.journal_path))
     except JournalError as error:
         raise UsageError(str(error)) from error
 

@@ -88,6 +88,7 @@ class WorkerHandle:
         step = messages[0][0]
         if step < 0:
             raise InternalError(f"worker {self.number} cannot be sent order {step}: it holds more than 2 GiB")
+        self.end.refuse()
         failure = wire.Failure(
             "serialization", "ValueError", "an argument cannot travel to a worker process: it holds 2 GiB or more; "
             "write it to a file and pass the path", part="an argument",

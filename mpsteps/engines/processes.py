@@ -28,6 +28,7 @@ import time
 from signal import SIGKILL
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from mpsteps._begun import Occasion
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
@@ -56,7 +57,7 @@ class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
-    the zygote imports for all of them.
+    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed.
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -72,12 +73,14 @@ class ProcessEngine:
         keep_open: Sequence[int] = (),
         spin: float = SPIN_SECONDS,
         preload: Sequence[str] = (),
+        occasion: Optional[Occasion] = None,
     ) -> None:
         self._wanted = workers
         self._setup = setup
         self._logs = logs
         self._keep_open = tuple(keep_open)
         self._preload = tuple(preload)
+        self._occasion = occasion
         self._spin = spin
         self._longest_spin = longest_spin(workers)
         self._workers: Dict[int, WorkerHandle] = {}
@@ -128,7 +131,9 @@ class ProcessEngine:
             raise
 
     def _start_zygote(self) -> None:
-        self._zygote = Spawner(blas_share(self._wanted, os.environ), self._keep_open, self._preload)
+        environment = blas_share(self._wanted, os.environ)
+        self._zygote = Spawner(environment, self._keep_open, self._preload, self._occasion)
+        self._occasion = None  # a second zygote does not know which pids the workers of the first have had
         assert self._board is not None
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
