@@ -6,6 +6,7 @@ The reference is what the same steps give one after another, in one process.
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any, Dict, List
 
 import pytest
@@ -150,8 +151,8 @@ def test_news_that_came_with_a_step_that_was_given_back_are_heard_with_the_next(
     from mpsteps._worker import Worker
 
     lane, board = Lane.create(), Board.create()
+    worker = Worker(lane.worker_side(board))
     try:
-        worker = Worker(lane.worker_side(board))
         heard: List[Any] = []
         worker._hear = lambda news: heard.extend([*worker._unheard, news])  # type: ignore[method-assign]
         worker._protocol = Merges()
@@ -160,6 +161,8 @@ def test_news_that_came_with_a_step_that_was_given_back_are_heard_with_the_next(
         worker._next((2, 1, "nothing", (), None, None))
         assert heard[0] == news
     finally:
+        for fd in worker._surroundings._spare:  # a worker keeps them until its process ends
+            os.close(fd)
         lane.close()
         board.close()
 
