@@ -282,7 +282,7 @@ class Worker:
             except (OSError, ValueError, AttributeError):
                 pass  # there is no standard error any more that could be told, or no descriptor left
         self._look_at = time.perf_counter() + LOOK_SECONDS
-        return self._leaving
+        return bool(problem)  # one that was told to leave runs what is in its lane first
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
