@@ -141,7 +141,13 @@ class Campaign:
         if process.returncode == 0:
             return True
         assert asked is not None, f"exit code {process.returncode}: {output}"
-        assert process.returncode in (-asked, 128 + asked), f"{process.returncode}: {output}"
+        # Python itself, interrupted before it was up, ends with exit code 1 and says that it could not start.
+        said = output.strip()
+        starting = (
+            asked == signal.SIGINT and process.returncode == 1 and said.endswith("KeyboardInterrupt")
+            and (said == "KeyboardInterrupt" or said.startswith("Fatal Python error: init_"))
+        )  # fmt: skip
+        assert starting or process.returncode in (-asked, 128 + asked), f"{process.returncode}: {output}"
         if os.path.exists(os.path.join(self.run_dir, "journal.log")):
             self._check_once()
         return False
