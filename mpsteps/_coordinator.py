@@ -373,11 +373,13 @@ class Coordinator:
 
     def _look_at_memory(self, now: float) -> None:
         """End the steps that use more memory than they declared, with all that they have started."""
+        for worker, step, attempt in self._memory.running():
+            if step not in self.scheduler.lane(worker) or attempt != self.scheduler.attempt(step):
+                self._memory.end(worker)  # it has ended: nobody need look any more
         due = self._memory.next_look()
-        for worker, step, attempt, used, limit in self._memory.look(now) if due is not None and due <= now else ():
-            if step in self.scheduler.lane(worker) and attempt == self.scheduler.attempt(step):
-                self._condemned[worker] = used_too_much(used, limit)
-                self.engine.kill(worker, signal.SIGKILL)
+        for worker, used, limit in self._memory.look(now) if due is not None and due <= now else ():
+            self._condemned[worker] = used_too_much(used, limit)
+            self.engine.kill(worker, signal.SIGKILL)
 
     def _wait(self, seconds: Optional[float]) -> List[Happening]:
         """Wait for something to happen. Time in which this process, and with it perhaps the whole run, was stopped is

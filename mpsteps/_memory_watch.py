@@ -9,7 +9,7 @@ runs. What a step can take between two looks is what the machine can hand out in
 from __future__ import annotations
 
 import time
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from mpsteps._memory import fair_memory, own_memory
 from mpsteps._proctree import descendants, process_table
@@ -33,8 +33,6 @@ class Excess(NamedTuple):
     """A step that uses more than it declared."""
 
     worker: int
-    step: int
-    attempt: int
     used: int
     limit: int
 
@@ -56,6 +54,10 @@ class MemoryWatch:
         """It runs something else, or nothing."""
         self.watched.pop(worker, None)
 
+    def running(self) -> List[Tuple[int, int, int]]:
+        """(worker, step, attempt) of all that are watched."""
+        return [(worker, w.step, w.attempt) for worker, w in self.watched.items()]
+
     def next_look(self) -> Optional[float]:
         """When `look` is due; None: nothing is watched."""
         return self._next if self.watched else None
@@ -70,7 +72,7 @@ class MemoryWatch:
             if used > w.limit and len(pids) > 1:  # forks count what they share with their parent once more
                 used = fair_memory(pids) - w.before
             if used > w.limit:
-                found.append(Excess(worker, w.step, w.attempt, used, w.limit))
+                found.append(Excess(worker, used, w.limit))
                 del self.watched[worker]
         ended = time.monotonic()
         self._next = ended + max(LOOK_SECONDS, (ended - now) / SHARE_OF_TIME)

@@ -27,6 +27,7 @@ from oracle import assert_survived, entries, survive
 import mpsteps
 from mpsteps import StepError, StepLost, StepOutOfMemory
 from mpsteps._journal import read_journal
+from mpsteps._memory_watch import MemoryWatch
 from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import StepTimeout
 from mpsteps.listeners import Listener
@@ -144,6 +145,35 @@ def hold(size: int, seconds: float = 0.0) -> int:
 def rest(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+class Modest(mpsteps.Protocol):
+    """A step with a limit, then one without, which takes long enough for three looks."""
+
+    def _insertAllSteps(self) -> None:
+        self._insertFunctionStep(self.modestStep)
+        self._insertFunctionStep(self.plainStep)
+
+    @mpsteps.step(memory="1 GB")
+    def modestStep(self) -> None:
+        pass
+
+    def plainStep(self) -> None:
+        time.sleep(0.35)
+
+
+def test_nobody_looks_at_the_memory_of_a_step_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking costs a walk through all processes."""
+    watch, looks, look = Watch(), [], MemoryWatch.look
+
+    def counted(self: MemoryWatch, now: float) -> Any:
+        looks.append(time.monotonic())
+        return look(self, now)
+
+    monkeypatch.setattr(MemoryWatch, "look", counted)
+    run(make(Modest, tmp_path, workers=1), listeners=[watch])
+    (ended,) = watch.when("finished", 1)
+    assert not [t for t in looks if t > ended]
 
 
 @linux

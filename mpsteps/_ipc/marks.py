@@ -128,20 +128,14 @@ class ParamMark(Mark):
         return replaced(self.value, value)
 
 
-class ListMark(Mark):
-    """Of a list: whether all that was in it is still where it was."""
+class ContainerMark(Mark):
+    """Of a list, dict or set. `watch`: says whether a large flat one was touched; None: it is looked through."""
 
-    __slots__ = ("count", "watch")
+    __slots__ = ("watch",)
 
-    def _look(self) -> None:
-        value = self.value
-        self.count = len(value)
-        self.watch: Optional[ListWatch] = None
-        if self.count > SMALL and is_flat(value):
-            self.watch = ListWatch(value)
-            self.print = ()
-        else:
-            self.print = fingerprint(value, self.anchor)
+    def __init__(self, value: Any, anchor: Any) -> None:
+        self.watch: Any = None
+        super().__init__(value, anchor)
 
     @property
     def empty(self) -> bool:
@@ -149,9 +143,24 @@ class ListMark(Mark):
         return not self.value
 
     def _unchanged(self) -> bool:
-        if self.watch is not None:
-            return self.watch.clean()
-        return super()._unchanged()
+        return bool(self.watch.clean()) if self.watch is not None else super()._unchanged()
+
+
+class ListMark(ContainerMark):
+    """Of a list: whether all that was in it is still where it was."""
+
+    __slots__ = ("count",)
+
+    watch: Optional[ListWatch]
+
+    def _look(self) -> None:
+        value = self.value
+        self.count = len(value)
+        if self.count > SMALL and is_flat(value):
+            self.watch = ListWatch(value)
+            self.print = ()
+        else:
+            self.print = fingerprint(value, self.anchor)
 
     def _inner_edit(self) -> Edit:
         value, count = self.value, self.count
@@ -173,14 +182,15 @@ class ListMark(Mark):
         return True
 
 
-class DictMark(Mark):
+class DictMark(ContainerMark):
     """Of a dict: what each of its items was."""
 
-    __slots__ = ("items", "watch")
+    __slots__ = ("items",)
+
+    watch: Optional[DictWatch]
 
     def _look(self) -> None:
         value = self.value
-        self.watch: Optional[DictWatch] = None
         if len(value) > SMALL and is_flat(value):
             self.watch = DictWatch(value)
             self.items: Dict[Any, Any] = self.watch.copy
@@ -189,16 +199,6 @@ class DictMark(Mark):
             self.print = fingerprint(value, self.anchor)
             items = list(value.items())  # at once: a local step may be writing to it
             self.items = {k: marked(v, self.anchor) for k, v in items}
-
-    @property
-    def empty(self) -> bool:
-        """Whether it is empty now."""
-        return not self.value
-
-    def _unchanged(self) -> bool:
-        if self.watch is not None:
-            return self.watch.clean()
-        return super()._unchanged()
 
     def _inner_edit(self) -> Edit:
         old, found = self.items, {}
@@ -230,7 +230,7 @@ def _is_flat_edit(edit: Edit) -> bool:
     return edit[0] == "-" or (edit[0] in "=n#" and is_flat((edit[1],)))
 
 
-class SetMark(Mark):
+class SetMark(ContainerMark):
     """Of a set: its elements."""
 
     __slots__ = ("elements",)
@@ -238,11 +238,6 @@ class SetMark(Mark):
     def _look(self) -> None:
         self.elements = set(self.value)
         self.print = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether it is empty now."""
-        return not self.value
 
     def _unchanged(self) -> bool:
         return bool(self.value == self.elements)
