@@ -150,9 +150,11 @@ def rest(seconds: float) -> int:
 class Modest(mpsteps.Protocol):
     """A step with a limit, then one without, which takes long enough for three looks."""
 
+    stepsExecutionMode = mpsteps.STEPS_PARALLEL
+
     def _insertAllSteps(self) -> None:
-        self._insertFunctionStep(self.modestStep)
-        self._insertFunctionStep(self.plainStep)
+        first = self._insertFunctionStep(self.modestStep, prerequisites=[])
+        self._insertFunctionStep(self.plainStep, prerequisites=[first])
 
     @mpsteps.step(memory="1 GB")
     def modestStep(self) -> None:
@@ -164,15 +166,22 @@ class Modest(mpsteps.Protocol):
 
 def test_nobody_looks_at_the_memory_of_a_step_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking costs a walk through all processes."""
-    watch, looks, look = Watch(), [], MemoryWatch.look
+    watch, looks, begun = Watch(), [], []
+    look, begin = MemoryWatch.look, MemoryWatch.begin
 
     def counted(self: MemoryWatch, now: float) -> Any:
         looks.append(time.monotonic())
         return look(self, now)
 
+    def noted(self: MemoryWatch, worker: int, step: int, *rest: Any) -> None:
+        begun.append(step)
+        begin(self, worker, step, *rest)
+
     monkeypatch.setattr(MemoryWatch, "look", counted)
+    monkeypatch.setattr(MemoryWatch, "begin", noted)
     run(make(Modest, tmp_path, workers=1), listeners=[watch])
     (ended,) = watch.when("finished", 1)
+    assert begun == [1]
     assert not [t for t in looks if t > ended]
 
 
