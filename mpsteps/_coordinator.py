@@ -37,8 +37,9 @@ from mpsteps._core.events import (
     WorkerReady,
 )
 from mpsteps._core.scheduler import Scheduler
-from mpsteps._core.steps import LOCAL
+from mpsteps._core.steps import IN_FLIGHT, LOCAL
 from mpsteps._deaths import Deaths, used_too_much
+from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._memory_watch import MemoryWatch
@@ -74,6 +75,8 @@ class Coordinator:
         self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
         self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
+        self._apart: Dict[int, int] = {}  # worker -> how many of its messages ended otherwise than plainly, as heard of
+        self._in_order = InOrder(lambda step: self.scheduler.status(step) in IN_FLIGHT)
         self._rests = Rests()
         self._memory = MemoryWatch()
         self._deaths = Deaths()
@@ -99,7 +102,7 @@ class Coordinator:
 
     def turn(self) -> None:
         """Wait for something to happen and take it in."""
-        for happening in self._wait(0 if self._inbox else self._seconds_to_wait()):
+        for happening in self._in_order.sort(self._wait(0 if self._inbox else self._seconds_to_wait())):
             self._take(happening)
         self.take_inbox()
         now = time.monotonic()
@@ -155,7 +158,9 @@ class Coordinator:
             if self.scheduler.stopping:  # assigned before the stop was heard of, and not sent: nothing starts any more
                 self._unassign(dispatches)
                 continue
-            ready = [self._messages(*d) for d in dispatches]
+            ready = [self._messages(d) for d in dispatches]
+            if any(d.across for d in dispatches):
+                self.engine.number_peers(ready)
             self.work.commit()
             for worker, messages in ready:
                 if worker == LOCAL:
@@ -226,11 +231,10 @@ class Coordinator:
             self.handle(LaneStalled(worker, step))
             self._unassign([d for d in self._dispatches if d.worker == worker])
 
-    def _messages(
-        self, worker: int, steps: Tuple[int, ...], ahead: Tuple[Tuple[int, ...], ...]
-    ) -> Tuple[int, List[Message]]:
+    def _messages(self, dispatch: Dispatch) -> Tuple[int, List[Message]]:
         """The messages for steps that travel; the others fail here and now."""
         work, scheduler = self.work, self.scheduler
+        worker, steps, ahead, across = dispatch
         attempt = 1
         if len(steps) > 1 or ahead:
             made = work.messages(worker, steps)
@@ -239,6 +243,12 @@ class Coordinator:
             made = [work.message(worker, steps[0], attempt, scheduler.slots.gpus_of(steps[0]))]
         if ahead:
             made = [m if type(m) is Failure else _sent_ahead(m, before) for m, before in zip(made, ahead)]
+        if across:
+            apart = self._apart
+            for step, m in zip(steps, made):
+                if step in across and type(m) is not Failure:
+                    m[5]["peers"] = {p: (peer, apart.get(peer, 0)) for p, peer in across[step].items()}
+                    self._in_order.sent(step, tuple(across[step]))
         sent = steps
         if any(type(m) is Failure for m in made):
             sent = tuple(step for step, m in zip(steps, made) if type(m) is not Failure)
@@ -254,6 +264,8 @@ class Coordinator:
     def _take(self, happening: Happening) -> None:
         if isinstance(happening, Replies):
             self._replies(happening.worker, happening.messages)
+            if happening.apart:
+                self._apart[happening.worker] = happening.apart
         elif isinstance(happening, WorkerUp):
             self.work.worker_up(happening.worker, happening.pid)
             self.handle(WorkerReady(happening.worker))
@@ -269,12 +281,17 @@ class Coordinator:
         work, pid = self.work, self.engine.pid(worker)
         steps: List[int] = []
         seconds: List[float] = []
+        back: List[int] = []
         for m in messages:
             step = m[0]
             failure: Optional[Failure] = None
+            if back and step != -wire.RETURNED:
+                self._returned(worker, back)
             if step < 0:
                 self._flush(worker, steps, seconds)
-                if step == -wire.FINISHED:
+                if step == -wire.RETURNED:
+                    back.append(m[1])
+                elif step == -wire.FINISHED:
                     self._finished_all(worker, pid, tuple(m[1]), m[2], m[3])
                 else:
                     self._control(worker, m)
@@ -295,6 +312,8 @@ class Coordinator:
                 steps.append(step)
                 seconds.append(m[1])
         self._flush(worker, steps, seconds)
+        if back:
+            self._returned(worker, back)
         if self._condemned and not self.killed and worker in self._condemned and any(_ends_a_step(m) for m in messages):
             self._retire(worker)
 
@@ -310,16 +329,19 @@ class Coordinator:
 
     def _flush(self, worker: int, steps: List[int], seconds: List[float]) -> None:
         if steps:
-            self.handle(StepsFinished(worker, tuple(steps), tuple(seconds)))
+            self.handle(StepsFinished(worker, tuple(steps), tuple(seconds), plain=False))
             steps.clear()
             seconds.clear()
 
+    def _returned(self, worker: int, steps: List[int]) -> None:
+        back = tuple(steps)
+        steps.clear()
+        self.work.returned(back)
+        self.handle(StepsReturned(worker, back))
+
     def _control(self, worker: int, message: Message) -> None:
         what = -message[0]
-        if what == wire.RETURNED:
-            self.work.returned((message[1],))
-            self.handle(StepsReturned(worker, (message[1],)))
-        elif what == wire.REQUEST:
+        if what == wire.REQUEST:
             answer = self.work.answer(worker, *message[1:])
             self.engine.send(worker, [(-wire.ANSWER, answer)])
         else:
@@ -344,6 +366,7 @@ class Coordinator:
         if gone.done:
             self.handle(StepsFinished(worker, gone.done))
         why = self._condemned.pop(worker, None)
+        self._apart.pop(worker, None)
         self._run_of.pop(worker, None)
         self._heads.pop(worker, None)
         self._memory.end(worker)

@@ -145,7 +145,8 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(SlotPool(self._workers, self._memory, self._gpus), keep_going=True, ahead=True)
+        slots = SlotPool(self._workers, self._memory, self._gpus)
+        return Scheduler(slots, keep_going=True, ahead=True, across=ProcessEngine.across)
 
     def _renew(self) -> None:
         """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs

@@ -41,6 +41,9 @@ RECENT_BYTES = 65_536
 _TOO_LARGE = b""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
+PEER_SECONDS = 5e-3
+"""A step of another lane is waited for so long; then the one that follows it is given back. More than what lanes are
+given ahead of time, and less than what makes a lane stall."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 MEMORY_LEFT = 64 << 20
@@ -70,9 +73,11 @@ class Worker:
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
         self._answers: Deque[bytes] = deque()
         self._number = 0  # of the last step message taken from the lane, from 1
+        self._owes = False  # a step was given back, and that is not told yet
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
         self._running = 0  # the step that runs, or ran last
+        self._patient = True  # it has not waited in vain for another lane since it had nothing to do
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
@@ -98,6 +103,7 @@ class Worker:
         try:
             while True:
                 while not queue:
+                    self._patient = True
                     self._flush()
                     if self._leaving:
                         return 0
@@ -144,6 +150,7 @@ class Worker:
         if replies:
             self._replies = []
             self._finished = None
+            self._owes = False
             self._end.send_all(wire.encode(replies))
         self._flushed = time.perf_counter()
 
@@ -196,11 +203,13 @@ class Worker:
         self._number += 1
         step, extras = message[0], message[5]
         self._recent.pop(step, None)  # an earlier step of a pool may have had this number
-        if not self._end.begin(self._number) or (extras and "ahead" in extras and not self._may_follow(extras)):
+        may_run = not extras or "ahead" not in extras or self._may_follow(extras)
+        if not self._end.begin(self._number) or not may_run:
             if message[4] is not None:
                 self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
+            self._end.standing.end_apart()
             self._reply((-wire.RETURNED, step))
-            self._flush()  # before a later `finish` counts this message among those that were run
+            self._owes = True
             return
         self._running = step
         started = time.perf_counter()
@@ -216,17 +225,21 @@ class Worker:
         if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
             extras = {**(extras or {}), "log": True}
         if failure is not None:
+            self._end.standing.end_apart()
             self._reply((step, seconds, used, extras, tuple(failure)))
             self._flush()
             self._after_failure()
         elif extras:
             self._remember(step, extras.get("value"))
+            self._end.standing.end_apart()
             self._reply((step, seconds, used, extras))
             self._flush()
             if leaving:
                 self._after_failure()
         else:
             self._remember(step, None)
+            if self._owes:
+                self._flush()  # before `finish` counts messages that were given back among those that were run
             # This one may be kept back for a while: the word alone says that the step has finished, should this
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
             kept = self._keep_reply(step, seconds, used)
@@ -307,6 +320,7 @@ class Worker:
                 if m[4] is not None:
                     self._unheard.append(m[4])
                 self._reply((-wire.RETURNED, m[0]))
+            self._end.standing.end_apart(len(self._queue))
             self._flush()
             self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
             self._end.begin(self._number)
@@ -406,11 +420,30 @@ class Worker:
         return self._writes(fn)
 
     def _may_follow(self, extras: Dict[str, Any]) -> bool:
-        """Whether a step that was sent ahead can run: its prerequisites have finished here, and what it takes from
-        them is still known. If in doubt, not: the coordinator then sends it again, with everything."""
+        """Whether a step that was sent ahead can run: its prerequisites have finished here, or left nothing elsewhere,
+        and what it takes from them is still known. If in doubt, not: the coordinator then sends it again, with
+        everything."""
+        if "peers" in extras and not self._has_caught_up(extras["peers"]):
+            return False
         recent, results = self._recent, extras.get("results", {})
         taken = [p for p, parcel in results.items() if parcel is None]
         return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _TOO_LARGE) != _TOO_LARGE for p in taken)
+
+    def _has_caught_up(self, peers: Dict[int, Tuple[int, int, int]]) -> bool:
+        """Wait, not for long, until steps in other lanes have finished; whether they have, and left nothing."""
+        have_finished = self._end.peers.have_finished
+        for step, peer in peers.items():
+            finished = have_finished(*peer, 0.0)
+            if finished is None and self._patient:
+                finished = have_finished(*peer, self._flushed + FLUSH_SECONDS - time.perf_counter())
+                if finished is None:
+                    self._flush()
+                    finished = have_finished(*peer, PEER_SECONDS)
+                self._patient = finished is not None
+            if not finished:
+                return False
+            self._remember(step, None)
+        return True
 
     def _remember(self, step: int, parcel: Optional[large.Parcel]) -> None:
         """A step has finished here: those sent ahead behind it may run."""

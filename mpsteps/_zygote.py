@@ -129,7 +129,7 @@ class Zygote:
             pid = -1
             self._tell("no-fork", worker, f"{error.strerror} (limits on processes and memory: ulimit -u, pids.max)")
         if pid == 0:
-            self._become_worker(parent, fds[:n_lane_fds], fds[n_lane_fds:])
+            self._become_worker(worker, parent, fds[:n_lane_fds], fds[n_lane_fds:])
         if pid > 0 and self._witness is not None:
             self._witness.born(pid, fds[0])
         for fd in fds:
@@ -139,7 +139,7 @@ class Zygote:
             self._workers[worker] = pid
             self._tell("forked", worker, pid)
 
-    def _become_worker(self, parent: int, lane_fds: List[int], board_fds: List[int]) -> NoReturn:
+    def _become_worker(self, worker: int, parent: int, lane_fds: List[int], board_fds: List[int]) -> NoReturn:
         """What the child does instead of returning into the zygote's loop."""
         code = EXIT_NO_START
         try:
@@ -157,7 +157,7 @@ class Zygote:
             os.close(wake_write)
             _raise_oom_score()
             os.environ[WORKER_VARIABLE] = str(os.getpid())
-            code = _serve_lane(lane_fds, board_fds)
+            code = _serve_lane(worker, lane_fds, board_fds)
             _leave_properly()
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -293,13 +293,13 @@ def _kill_worker(pid: int, number: int) -> None:
     _kill_group(pid, number)
 
 
-def _serve_lane(lane_fds: List[int], board_fds: List[int]) -> int:
+def _serve_lane(number: int, lane_fds: List[int], board_fds: List[int]) -> int:
     from mpsteps import _worker
     from mpsteps._ipc.lane import Board, Lane
 
     board = Board.from_fds(board_fds)
     lane = Lane.from_fds(lane_fds)
-    return _worker.main(lane.worker_side(board), (*lane.bell.fds(), *board.bell.fds(), *_kept))
+    return _worker.main(lane.worker_side(board, number=number), (*lane.bell.fds(), *board.bell.fds(), *_kept))
 
 
 def _leave_properly() -> None:

@@ -183,7 +183,8 @@ class _Session:
         )  # fmt: skip
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         seconds = mean_seconds(self.place.history)
-        scheduler = Scheduler(slots, bool(self.protocol.keepGoing), ahead=engine.by_value, seconds=seconds)
+        keep_going = bool(self.protocol.keepGoing)
+        scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
 

@@ -139,8 +139,17 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "sends ahead what was held": Mutant("ahead", "statuses[step] == _BLOCKED\n", "True\n"),
     "does not name what a step was sent ahead of": Mutant(
-        "lanes", "missing.append((prerequisite,))", "missing.append(())"
+        "lanes", "self._send_ahead(step, (prerequisite,), lane, sent)", "self._send_ahead(step, (), lane, sent)"
     ),
+    "does not say in which lanes a step is awaited": Mutant("lanes", "sent[worker].across[step] = elsewhere", "pass"),
+    "names one of several lanes": Mutant(
+        "lanes", "{p: w for p, w in where.items() if w != worker}", "dict(list(where.items())[:1])"
+    ),
+    "sends a step across without a slot": Mutant(
+        "lanes", "                self.slots.take(-worker, PLAIN)\n                begins", "                begins"
+    ),
+    "does not begin what it sends across": Mutant("lanes", "begins.append((worker, step))", "pass"),
+    "follows steps of a lane that stalls": Mutant("lanes", "any(w not in lanes for w in where.values())", "False"),
     "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
     "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
     "takes a step given back for ready": Mutant(

@@ -29,16 +29,17 @@ class SimulatedWorker:
 
     def __init__(self) -> None:
         self.lane: Deque[int] = deque()
-        self.ahead: Dict[int, Tuple[int, ...]] = {}  # step sent ahead -> its prerequisites that must finish here first
-        self.knows: Set[int] = set()  # steps that have finished here
+        self.ahead: Dict[int, Set[int]] = {}  # step sent ahead -> its prerequisites that must finish here first
+        self.across: Dict[int, Dict[int, Tuple[int, int]]] = {}  # ... that are elsewhere -> worker, its `apart` as told
+        self.knows: Set[int] = set()  # steps that have finished here, or elsewhere as this worker has seen
+        self.plain: Set[int] = set()  # steps that have finished here and left nothing
+        self.apart = 0  # how many ended otherwise
+        self.heard = 0  # the same, as far as the coordinator has heard
+        self.apart_at: Dict[int, int] = {}  # step that left something -> `apart` then
         self.began: Optional[int] = None
         self.done: List[int] = []
         self.revoked = False
         self.stalled_by: Optional[int] = None  # a step of which the scheduler was told that it takes very long
-
-    def refuses(self) -> bool:
-        """Whether the first step of the lane was sent ahead of a prerequisite that did not finish here."""
-        return self.began is None and bool(self.lane) and not self.knows.issuperset(self.ahead.get(self.lane[0], ()))
 
 
 class World:
@@ -46,10 +47,11 @@ class World:
 
     def __init__(
         self, keep_going: bool = False, ahead: bool = False, scheduler: Any = Scheduler, slots: Any = SlotPool,
-        check_every: int = 1,
+        check_every: int = 1, across: bool = False,
     ) -> None:  # fmt: skip
         totals = {kind: n for kind, n in TOTALS.items() if kind not in ("cpus", "memory")}
-        self.scheduler = scheduler(slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals), keep_going, ahead)
+        slots = slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals)
+        self.scheduler = scheduler(slots, keep_going, ahead, across=across)
         self.keep_going = keep_going
         self.stopping = False
         self.workers: Dict[int, SimulatedWorker] = {LOCAL: SimulatedWorker()}
@@ -68,6 +70,11 @@ class World:
         self.resting: Set[int] = set()
         self.entered: Dict[int, int] = {}
         self.attempts_failed: Dict[int, int] = {}
+        self.left: Dict[int, int] = {}  # step that left something -> the worker that knows of it
+        self.told: Dict[int, int] = {}  # ... that the coordinator has heard of -> how many events it had seen before
+        self.sent: Dict[int, int] = {}  # step -> how many events the coordinator had seen when it was sent
+        self.followed_across = 0
+        self.to_be_sent: Set[Tuple[int, int]] = set()  # with one event, also before what they follow is
         self.events = 0
         self._check_every = check_every
         self._trace = hashlib.blake2b(digest_size=16)
@@ -145,26 +152,84 @@ class World:
         w = self.workers[worker]
         step = w.lane[0] if step is None else step
         w.began = step
+        for p, (peer, _) in w.across.pop(step, {}).items():
+            assert p in self.workers[peer].plain, f"step {step} runs before step {p} elsewhere"
+            w.knows.add(p)
+            self.followed_across += 1
         self.entered[step] = self.entered.get(step, 0) + 1
         retries = self.demand[step].retries
         assert self.entered[step] <= 1 + retries, f"step {step} is entered {self.entered[step]} times"
         late = [p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED and p not in w.knows]
         assert not late, f"step {step} runs before its prerequisites {late}"
+        self._check_sees(worker, step)
 
-    def finish(self, worker: int) -> None:
-        """The running step ends well. The worker keeps that for itself until `report`."""
+    def _check_sees(self, worker: int, step: int) -> None:
+        """What any step above this one left is known to this worker: it ran there, or was told before this was sent."""
+        if not self.left or worker == LOCAL or len(self.needs) > 200:
+            return
+        above, todo = set(), [step]
+        while todo:
+            todo.extend(p for p in self.needs[todo.pop()] if p not in above and not above.add(p))
+        for p in above & self.left.keys() - self.restored - self.lost_results:
+            seen = self.left[p] == worker or self.told.get(p, self.events) < self.sent[step]
+            assert seen, f"step {step} does not see what step {p} left"
+
+    def stands(self, worker: int) -> Optional[bool]:
+        """Whether the first step of a lane may run; None: it waits for another lane; False: it is to be given back."""
+        w = self.workers[worker]
+        if not w.lane or not w.knows.issuperset(w.ahead.get(w.lane[0], ())):
+            return not w.lane
+        answer: Optional[bool] = True
+        for p, (peer, apart) in w.across.get(w.lane[0], {}).items():
+            other = self.workers.get(peer)
+            if other is None or other.apart != apart:
+                return False
+            if p not in other.plain:
+                if p not in other.lane:
+                    return False  # it could not travel, so that its message has no number
+                answer = None
+        return answer
+
+    def finish(self, worker: int, leaves: bool = False) -> None:
+        """The running step ends well. The worker keeps that for itself until `report`. `leaves`: there is something
+        that others must hear of."""
         w = self.workers[worker]
         assert w.began is not None
-        w.lane.remove(w.began)
-        w.done.append(w.began)
-        w.knows.add(w.began)
-        w.began = None
+        step, w.began = w.began, None
+        w.lane.remove(step)
+        w.done.append(step)
+        w.knows.add(step)
+        if leaves:
+            w.apart += 1
+            w.apart_at[step] = w.apart
+            self.left[step] = worker
+        else:
+            w.plain.add(step)
+            self.left.pop(step, None)  # of an attempt before
+
+    def run_out(self, worker: int) -> None:
+        """The worker does what is in its lane, as far as it need not wait for another."""
+        w = self.workers[worker]
+        while w.lane:
+            if w.began is None:
+                stands = self.stands(worker)
+                if stands is None:
+                    return
+                if not stands:
+                    self.refuse(worker)
+                    continue
+                self.begin(worker)
+            self.finish(worker)
 
     def report(self, worker: int, count: Optional[int] = None, timed: bool = True) -> None:
         """Tell of the first `count` finished steps; an interactive one has its own event."""
         w = self.workers[worker]
         batch: List[int] = []
         for step in w.done[:count]:
+            if step not in w.done:
+                continue  # it was told because of one elsewhere
+            if step % 2:
+                self._report_followed(step)
             if step in self.interactive:
                 self._tell_finished(worker, batch, timed)
                 w.done.remove(step)
@@ -178,13 +243,34 @@ class World:
         self._tell_finished(worker, batch, timed)
 
     def _tell_finished(self, worker: int, steps: List[int], timed: bool) -> None:
-        if steps:
-            del self.workers[worker].done[: len(steps)]
-            for step in steps:
+        w = self.workers[worker]
+        while True:
+            steps = [s for s in steps if s in w.done]  # others were told because of one elsewhere
+            if not steps:
+                return
+            plain = steps[0] in w.plain
+            count = next((i for i, s in enumerate(steps) if (s in w.plain) != plain), len(steps))
+            now = steps[:count]
+            assert w.done[:count] == now
+            del w.done[:count]
+            for step in now:
                 self.in_flight.remove(step)
                 self.fate[step] = Status.FINISHED
-            seconds = tuple(SECONDS[self.function[s]] for s in steps) if timed else ()
-            self._tell(ev.StepsFinished(worker, tuple(steps), seconds), closed=dict.fromkeys(steps, Status.FINISHED))
+                if not plain:
+                    w.heard, self.told[step] = w.apart_at[step], self.events
+            seconds = tuple(SECONDS[self.function[s]] for s in now) if timed else ()
+            event = ev.StepsFinished(worker, tuple(now), seconds, plain)
+            self._tell(event, closed=dict.fromkeys(now, Status.FINISHED))
+            for step in now:
+                self._report_followed(step)
+
+    def _report_followed(self, step: int) -> None:
+        """Those that `step` followed in other lanes have finished, too, and are told in the same turn: some before it,
+        others after it."""
+        for p in self.needs[step]:
+            for worker, w in list(self.workers.items()):
+                if p in w.done:
+                    self.report(worker, w.done.index(p) + 1)
 
     def fail(self, worker: int, final: bool = False) -> None:
         """The running step raises."""
@@ -193,11 +279,15 @@ class World:
         assert w.began is not None
         step, w.began = w.began, None
         w.lane.remove(step)
+        w.apart += 1
+        w.heard = w.apart
         self._attempt_failed(ev.StepFailed(worker, step, final), step, final)
 
     def lose_result(self, worker: int) -> None:
         """A step finished, and what it left cannot be taken over: it failed, and its worker does not know that."""
-        step = self.workers[worker].done.pop(0)
+        step = self.workers[worker].done[0]
+        self._report_followed(step)
+        assert self.workers[worker].done.pop(0) == step, "it left something, so that nobody elsewhere has followed it"
         self.lost_results.add(step)
         self._attempt_failed(ev.StepFailed(worker, step), step, False)
 
@@ -228,12 +318,16 @@ class World:
     def refuse(self, worker: int) -> None:
         """The worker comes to a step whose prerequisites have not finished there: it gives it back."""
         self.report(worker)
-        assert self.workers[worker].refuses()
+        assert not self.stands(worker)
         self._returned(worker, (self.workers[worker].lane[0],))
 
     def _returned(self, worker: int, steps: Tuple[int, ...]) -> None:
+        w = self.workers[worker]
+        w.apart += len(steps)
+        w.heard = w.apart
         for step in steps:
-            self.workers[worker].lane.remove(step)
+            w.lane.remove(step)
+            w.across.pop(step, None)
         self.in_flight -= set(steps)
         self._tell(ev.StepsReturned(worker, steps), skipped=self._hopeless(steps))
 
@@ -301,6 +395,7 @@ class World:
         expected = dict(closed or {})
         expected.update(dict.fromkeys(skipped, Status.SKIPPED))
         seen: List[int] = []
+        self.to_be_sent = {(c.worker, s) for c in commands if type(c) is ev.Dispatch for s in c.steps}
         for command in commands:
             if type(command) is ev.Closed:
                 seen.extend(command.steps)
@@ -325,7 +420,7 @@ class World:
             self.check()
 
     def _dispatched(self, command: ev.Dispatch) -> None:
-        worker, steps, ahead = command
+        worker, steps, ahead, across = command
         assert not self.stopping, f"{command} while the run stops"
         assert worker in self.workers, f"{command} to a worker that is dead"
         w = self.workers[worker]
@@ -338,9 +433,17 @@ class World:
             late = {p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED}
             named = set(ahead[i]) if ahead else set()
             assert late == named, f"step {step} is handed out before its prerequisites {late}, naming {named}"
-            assert named <= before, f"step {step} does not follow its prerequisites {late} in the lane of {worker}"
+            elsewhere = across.get(step, {})
+            here = named - set(elsewhere)
+            assert here <= before, f"step {step} does not follow its prerequisites {here} in the lane of {worker}"
+            for p, peer in elsewhere.items():
+                there = self.workers[peer]
+                in_lane = p in there.lane or p in there.done or (peer, p) in self.to_be_sent
+                assert in_lane, f"step {step} follows step {p}, which is not with {peer}"
             before.add(step)
-            w.ahead[step] = tuple(named)
+            w.ahead[step] = here
+            w.across[step] = {p: (peer, self.workers[peer].heard) for p, peer in elsewhere.items()}
+            self.sent[step] = self.events
             self.in_flight.add(step)
         if worker != LOCAL:
             together = [*w.done, *w.lane, *steps]

@@ -33,6 +33,7 @@ class Chances(NamedTuple):
     stop: float
     batch: float
     stall: float
+    leave: float
 
 
 def simulate(seed: int, size: Optional[int] = None, **world: Any) -> World:
@@ -55,7 +56,8 @@ class _Story:
             special=r.choice((0.0, 0.0, 0.2, 0.5, 0.9)),
             stop=r.choice((0.0, 0.0, 0.1)), interactive=r.choice((0.0, 0.0, 0.0, 0.02)),
         )  # fmt: skip
-        self.world = World(r.random() < 0.6, ahead=r.random() < 0.6, **world)
+        ahead = r.random() < 0.6
+        self.world = World(r.random() < 0.6, ahead=ahead, across=ahead and r.random() < 0.7, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random"))
         self.timed = r.random() < 0.9
         self.together = r.random() < 0.5  # whether ordinary steps come in runs as well
@@ -169,12 +171,13 @@ class _Story:
         x = r.random()
         if worker != LOCAL and x < chances.die * 0.3:
             world.die(worker, final=r.random() < 0.1)
-        elif w.done and r.random() < chances.lose_result * 0.2:
+        elif w.done and w.done[0] not in w.plain and r.random() < chances.lose_result * 0.2:
             world.lose_result(worker)
         elif w.done and (not w.lane or r.random() > chances.batch):
             world.report(worker, r.choice((None, None, 1)), self.timed)
-        elif w.refuses():
-            world.refuse(worker)
+        elif w.began is None and not world.stands(worker):
+            if world.stands(worker) is False or r.random() < 0.2:  # or it has waited too long
+                world.refuse(worker)
         elif w.lane and w.began is None:
             if r.random() < chances.cannot_travel * 0.2:
                 world.cannot_travel(worker, r.choice(list(w.lane)))
@@ -188,7 +191,7 @@ class _Story:
             elif r.random() < chances.fail:
                 world.fail(worker, final=r.random() < 0.1)
             else:
-                world.finish(worker)
+                world.finish(worker, leaves=r.random() < chances.leave)
 
     # ------------------------------------------------------------------------ calm
 
@@ -202,19 +205,13 @@ class _Story:
                 world.release(step)
         if len(world.workers) == 1:
             world.add_worker()
-        bound = world.events + 2 * self.size + 10
+        bound = world.events + 4 * self.size + 10
         while world.scheduler.active:
             assert world.events <= bound, "the run does not come to its end"
             before = world.events
             for step in sorted(world.resting):
                 world.rest(step)
-            for worker, w in list(world.workers.items()):
-                while w.lane:
-                    if w.refuses():
-                        world.refuse(worker)
-                        continue
-                    if w.began is None:
-                        world.begin(worker)
-                    world.finish(worker)
+            for worker in list(world.workers):
+                world.run_out(worker)
                 world.report(worker, None, self.timed)
             assert world.events > before, "nobody has anything to do, and the run has not ended"

@@ -8,7 +8,7 @@ from typing import Any, Deque, Dict, List, Set
 
 import pytest
 
-from mpsteps._core.ahead import Ahead
+from mpsteps._core.ahead import WARY_STEPS, Ahead
 from mpsteps._core.events import (
     Closed,
     Dispatch,
@@ -18,7 +18,9 @@ from mpsteps._core.events import (
     Running,
     StepAdded,
     StepFailed,
+    StepReleased,
     StepRested,
+    StepsAdded,
     StepsFinished,
     StepsReturned,
     WorkerLost,
@@ -33,9 +35,9 @@ from mpsteps._core.steps import PLAIN, Demand, Status
 SHORT = 1e-6
 
 
-def make(workers: int = 1, keep_going: bool = True) -> Scheduler:
+def make(workers: int = 1, keep_going: bool = True, across: bool = False) -> Scheduler:
     """A scheduler that knows from step 1 that function 'f' is short."""
-    scheduler = Scheduler(SlotPool(workers), keep_going, ahead=True)
+    scheduler = Scheduler(SlotPool(workers), keep_going, ahead=True, across=across)
     for worker in range(1, workers + 1):
         scheduler.handle(WorkerReady(worker))
     scheduler.handle(StepAdded(1, function="f"))
@@ -55,8 +57,6 @@ def test_a_chain_goes_into_one_lane_behind_its_first_step() -> None:
     scheduler = make()
     scheduler.handle(StepAdded(2, held=True, function="f"))
     add(scheduler, *(StepAdded(i, (i - 1,), function="f") for i in range(3, 7)))
-    from mpsteps._core.events import StepReleased
-
     commands = scheduler.handle(StepReleased(2))
 
     assert [c for c in commands if type(c) is Dispatch] == [
@@ -78,13 +78,120 @@ def test_a_step_whose_prerequisites_are_in_two_lanes_waits() -> None:
     assert scheduler.status(4) is Status.BLOCKED
 
 
+def test_where_workers_see_each_other_a_step_follows_two_lanes() -> None:
+    """It goes into one of the two, and the message names the worker whom it has to wait for."""
+    scheduler = make(workers=2, across=True)
+    add(scheduler, StepAdded(2, function="f"), StepAdded(3, function="f"), StepAdded(4, (2, 3), function="f"))
+
+    (sent,) = [c for c in stir(scheduler, 4) if type(c) is Dispatch]
+
+    other = 3 - sent.worker
+    assert sent == Dispatch(sent.worker, (4,), ((2, 3),), {4: {scheduler.lane(other)[0]: other}})
+    assert scheduler.lane(sent.worker)[-1] == 4
+    scheduler.check_invariants()
+
+
+def test_what_left_something_is_not_followed_into_other_lanes() -> None:
+    """Its dependants must hear of that from the coordinator. After enough that left nothing, it is trusted again."""
+    scheduler = make(workers=2, across=True)
+    scheduler.handle(StepAdded(2, function="f"))
+    scheduler.handle(StepsFinished(worker_of(scheduler, 2), (2,), (SHORT,), plain=False))
+
+    for first, trusted in ((3, False), (6 + WARY_STEPS, True)):
+        joint = StepAdded(first + 2, (first, first + 1), function="f")
+        add(scheduler, StepAdded(first, function="f"), StepAdded(first + 1, function="f"), joint)
+        stir(scheduler, first + 2)
+        assert (scheduler.status(first + 2) is Status.DISPATCHED) == trusted
+        run_dry(scheduler)
+        for step in range(first + 3, first + 3 + WARY_STEPS):
+            scheduler.handle(StepAdded(step, function="f")) if not trusted else None
+        run_dry(scheduler)
+
+
+def test_an_idle_worker_takes_its_share_of_what_follows_another() -> None:
+    """All that is ready is with one worker. What follows goes to both, and the idle one begins with it."""
+    scheduler = make(workers=2, across=True)
+    for step in (2, 3):
+        add(scheduler, StepAdded(step, function="f"))
+    busy, idle = worker_of(scheduler, 2), worker_of(scheduler, 3)
+    scheduler.handle(StepsFinished(idle, (3,), (SHORT,)))
+    add(scheduler, *(StepAdded(step, (2,), function="f") for step in (4, 5)))
+    stir(scheduler, 5)
+    add(scheduler, *(StepAdded(step, (2, 4), function="f") for step in range(6, 12)))
+
+    commands = stir(scheduler, 11)
+
+    scheduler.check_invariants()
+    assert scheduler.lane(busy)[:2] == (2, 4)
+    assert {*scheduler.lane(busy), *scheduler.lane(idle)} == {2, 4, 5, *range(6, 12)}
+    assert Running(idle, scheduler.lane(idle)[0]) in commands
+
+
+def test_a_stencil_is_shared_evenly_without_an_answer() -> None:
+    """Ten layers go out at once, to both workers alike, and in an order in which nobody waits for ever."""
+    scheduler = make(workers=2, across=True)
+    step = {(y, x): 2 + 4 * y + x for y in range(11) for x in range(4)}
+    needs = {
+        s: {step[y - 1, i] for i in (x - 1, x, x + 1) if y and 0 <= i < 4} for (y, x), s in step.items()
+    }  # fmt: skip
+    scheduler.handle(StepsAdded(2, [tuple(needs[s]) for s in range(2, 46)], function="f"))
+    stir(scheduler, 45)
+    scheduler.check_invariants()
+
+    lanes = {w: deque(scheduler.lane(w)) for w in (1, 2)}
+    assert sorted(s for lane in lanes.values() for s in lane) == sorted(needs)
+    assert abs(len(lanes[1]) - len(lanes[2])) <= 4
+    done: Set[int] = set()
+    while any(lanes.values()):
+        ready = [w for w, lane in lanes.items() if lane and needs[lane[0]] <= done]
+        assert ready, f"both wait: {lanes}"
+        done.update(lanes[w].popleft() for w in ready)
+
+
+def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
+    """There was no room for the step at first, and by now one of the two may be anywhere."""
+    register, graph = Register(), Graph()
+    for step in (1, 2, 3):
+        register.add(step, False, "f", PLAIN)
+        graph.grow(step)
+    graph.link(3, (1, 2))
+    ahead = Ahead(register, graph, across=True)
+    ahead.follow(7, (1,), 2)
+    assert ahead.take_joint() is None
+    ahead.follow(8, (2,), 2)
+    assert ahead.take_joint() == (3, {1: 7, 2: 8})
+    ahead.put_joint_back(3)
+
+    ahead.answered((1,))
+
+    assert ahead.take_joint() is None
+    ahead.follow(8, (1,), 2)
+    assert ahead.take_joint() == (3, {1: 8, 2: 8})
+
+
+def stir(scheduler: Scheduler, blocked: int) -> List[Any]:
+    """Something happens that changes nothing for this blocked step or any other."""
+    return scheduler.handle(PrerequisitesAdded(blocked, ()))
+
+
+def worker_of(scheduler: Scheduler, step: int) -> int:
+    """The worker in whose lane a step is."""
+    return next(w for w, steps in scheduler.lanes() if step in steps)
+
+
+def run_dry(scheduler: Scheduler) -> None:
+    """All that is in lanes finishes and leaves nothing."""
+    while any(steps for _, steps in scheduler.lanes()):
+        for worker, steps in scheduler.lanes():
+            if steps:
+                scheduler.handle(StepsFinished(worker, steps, (SHORT,) * len(steps)))
+
+
 def test_a_step_that_comes_back_late_is_skipped_for_one_that_failed_elsewhere() -> None:
     """Its prerequisite was taken out of the lane before it, and failed in another worker's."""
     scheduler = make(workers=2)
     scheduler.handle(StepAdded(2, held=True, function="f"))
     add(scheduler, StepAdded(3, (2,), function="f"), StepAdded(4, (3,), function="f"))
-    from mpsteps._core.events import StepReleased
-
     scheduler.handle(StepReleased(2))
     lane, other = (1, 2) if scheduler.lane(1) else (2, 1)
     assert scheduler.lane(lane) == (2, 3, 4)
@@ -141,8 +248,6 @@ def test_half_of_a_fan_out_is_left_for_the_other_worker() -> None:
     scheduler = make(workers=2)
     add(scheduler, StepAdded(2, held=True, function="f"))
     add(scheduler, *(StepAdded(i, (2,), function="f") for i in range(3, 13)))
-    from mpsteps._core.events import StepReleased
-
     scheduler.handle(StepReleased(2))
 
     ahead = [s for s in range(3, 13) if scheduler.status(s) is Status.DISPATCHED]
@@ -210,8 +315,6 @@ def test_a_chain_of_a_thousand_takes_a_few_messages() -> None:
     add(scheduler, *first)
     for i in range(3, 1003):
         scheduler.handle(StepAdded(i, (i - 1,), function="f"))
-    from mpsteps._core.events import StepReleased
-
     todo = scheduler.handle(StepReleased(2))
     dispatches = 0
     while todo:
@@ -228,8 +331,6 @@ def chain_in_lane() -> Scheduler:
     scheduler = make()
     add(scheduler, StepAdded(2, held=True, function="f"))
     add(scheduler, StepAdded(3, (2,), function="f"), StepAdded(4, (3,), function="f"), StepAdded(5, (4,), function="u"))
-    from mpsteps._core.events import StepReleased
-
     scheduler.handle(StepReleased(2))
     assert scheduler.lane(1) == (2, 3, 4)
     return scheduler

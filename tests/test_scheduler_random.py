@@ -27,7 +27,7 @@ from mpsteps.errors import InternalError, UsageError
 
 RUNS = 10_000
 SHARE = 500  # seeds that one step of a pool runs
-SEEDS_FOR_A_MUTANT = 300
+SEEDS_FOR_A_MUTANT = 900
 
 
 def test_ten_thousand_runs_with_faults_keep_every_promise(record_property: Callable[[str, object], None]) -> None:
@@ -173,7 +173,7 @@ def test_a_refusal_that_changes_something_is_noticed(mutant: Mutant) -> None:
     scheduler, _ = core_with(mutant)
 
     def torment() -> None:
-        for seed in range(200):
+        for seed in range(600):
             _run(seed, scheduler=_with_nonsense(scheduler, random.Random(seed), Counter()))
 
     with pytest.raises(AssertionError):

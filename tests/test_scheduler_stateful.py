@@ -37,19 +37,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     core: dict[str, Any] = {}
 
-    @initialize(keep_going=st.booleans(), ahead=st.booleans())
-    def begin_world(self, keep_going: bool, ahead: bool) -> None:
-        self.world = World(keep_going, ahead, **self.core)
+    @initialize(keep_going=st.booleans(), ahead=st.sampled_from(["", "in a lane", "across lanes"]))
+    def begin_world(self, keep_going: bool, ahead: str) -> None:
+        self.world = World(keep_going, bool(ahead), across=ahead == "across lanes", **self.core)
 
     def _steps(self, *statuses: Status) -> list[int]:
         return [step for step in self.world.needs if self.world.scheduler.status(step) in statuses]
 
     def _workers(self, what: str) -> list[int]:
-        """Workers that have not begun ('idle'), are in a step ('busy'), or have something to tell ('done')."""
+        """Workers that could begin ('idle') or cannot ('stuck'), are in a step ('busy'), or have something to tell
+        ('done'), of which something may be lost ('rich')."""
         found = []
         for worker, w in self.world.workers.items():
             states = {
-                "idle": w.began is None and bool(w.lane) and not w.refuses(),
+                "idle": w.began is None and bool(w.lane) and self.world.stands(worker) is True,
+                "stuck": w.began is None and bool(w.lane) and not self.world.stands(worker),
+                "rich": bool(w.done) and w.done[0] not in w.plain,
                 "busy": w.began is not None,
                 "done": bool(w.done),
             }
@@ -108,9 +111,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.begin(data.draw(st.sampled_from(self._workers("idle"))))
 
     @precondition(lambda self: self._workers("busy"))
-    @rule(data=st.data())
-    def finish(self, data: Any) -> None:
-        self.world.finish(data.draw(st.sampled_from(self._workers("busy"))))
+    @rule(data=st.data(), leaves=st.booleans())
+    def finish(self, data: Any, leaves: bool) -> None:
+        self.world.finish(data.draw(st.sampled_from(self._workers("busy"))), leaves)
 
     @precondition(lambda self: self._workers("done"))
     @rule(data=st.data(), count=st.sampled_from([None, 1]), timed=st.booleans())
@@ -132,15 +135,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def give_back(self, data: Any, one_by_one: bool) -> None:
         self.world.give_back(data.draw(st.sampled_from(sorted(set(self._workers("idle")) - {LOCAL}))), one_by_one)
 
-    @precondition(lambda self: any(w.refuses() for w in self.world.workers.values()))
-    @rule()
-    def refuse(self) -> None:
-        self.world.refuse(next(worker for worker, w in self.world.workers.items() if w.refuses()))
+    @precondition(lambda self: self._workers("stuck"))
+    @rule(data=st.data())
+    def refuse(self, data: Any) -> None:
+        self.world.refuse(data.draw(st.sampled_from(self._workers("stuck"))))
 
-    @precondition(lambda self: self._workers("done"))
+    @precondition(lambda self: self._workers("rich"))
     @rule(data=st.data())
     def lose_result(self, data: Any) -> None:
-        self.world.lose_result(data.draw(st.sampled_from(self._workers("done"))))
+        self.world.lose_result(data.draw(st.sampled_from(self._workers("rich"))))
 
     @precondition(lambda self: self.world.resting)
     @rule(data=st.data())
@@ -162,20 +165,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 world.release(step)
         if len(world.workers) == 1:
             world.add_worker()
-        bound = world.events + 2 * len(world.needs) + 10
+        bound = world.events + 4 * len(world.needs) + 10
         while world.scheduler.active:
             assert world.events <= bound, "the run does not come to its end"
             before = world.events
             for step in sorted(world.resting):
                 world.rest(step)
-            for worker, w in list(world.workers.items()):
-                while w.lane:
-                    if w.refuses():
-                        world.refuse(worker)
-                        continue
-                    if w.began is None:
-                        world.begin(worker)
-                    world.finish(worker)
+            for worker in list(world.workers):
+                world.run_out(worker)
                 world.report(worker)
             assert world.events > before, "nobody has anything to do, and the run has not ended"
         world.check_end()

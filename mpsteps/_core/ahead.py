@@ -1,63 +1,120 @@
-"""Which steps may be sent before their prerequisite has finished: right behind it, into the same lane.
+"""Which steps may be sent before their prerequisites have finished: right behind them.
 
-A chain of short steps costs a round trip each, if every step waits until the coordinator has heard of the one before
-it. So a blocked step may be sent as soon as the one prerequisite that it still misses is in a lane, into that lane. The
-message names it; the worker runs the step if it knows that this one has finished there, and gives it back otherwise.
+Short steps that depend on each other cost a round trip each, if every step waits until the coordinator has heard of
+those before it. So a blocked step may be sent as soon as all that it still misses is in lanes of short steps. The
+message names what it follows; the worker runs the step if it knows that this has finished, and gives it back otherwise.
 Then the scheduler blocks it again, or skips it.
 
-Steps that miss several prerequisites are never sent ahead: what they wait for could run side by side, and a lane that
-drew them in would draw in the whole graph while other workers have nothing to do. Of the steps that one step enables,
-its lane takes an even share: the others become ready when it finishes, and go wherever there is room. Only steps whose
-function is known to be short are followed.
+*In one lane.* A step that misses one only goes right behind it. Of the steps that one step enables, its lane takes an
+even share: the others become ready when it finishes, and go wherever there is room.
+
+*Across lanes.* A step that misses several goes to the lane that will come to it first, and its worker waits for the
+other lanes: their workers tell how far they have come in memory that all see. They tell no more than that. So only
+those are followed so whose function's steps leave nothing (no value, no change of `self`, no output): what a step
+leaves, its dependants must hear of from the coordinator.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, List, Optional, Sequence, Tuple
 
 from mpsteps._core.graph import Graph
 from mpsteps._core.register import Register
 from mpsteps._core.steps import Status
 
+MOST_FOLLOWED = 8
+"""A step that misses more than this is not sent across lanes: to wait for so many lanes is not worth it."""
+WARY_STEPS = 64
+"""After a step that left something, its function is not followed across lanes until so many have left nothing."""
+
 _BLOCKED = int(Status.BLOCKED)
 
 
 class Ahead:
-    """Which blocked steps could be sent ahead, and where.
+    """Which blocked steps could be sent ahead, and where. `across`: workers see how far the others have come.
 
-    Invariant: `_followed` has, of the short steps in lanes, the worker of each.
+    Invariants: `_followed` has, of the short steps in lanes, the worker and the `end` of each. `_covered` has steps
+    that were blocked and missed several when one of these was sent, with those that were; some of them may have left
+    their lanes again.
     """
 
-    def __init__(self, register: Register, graph: Graph) -> None:
+    def __init__(self, register: Register, graph: Graph, across: bool = False) -> None:
         self._register = register
         self._graph = graph
-        self._followed: Dict[int, int] = {}
+        self._across = across
+        self._followed: Dict[int, Tuple[int, float]] = {}
         # worker -> (step, its missing prerequisite) that may be sent ahead to it; looked at again before it is sent
         self._next: Dict[int, Deque[Tuple[int, int]]] = {}
+        self._covered: Dict[int, List[int]] = {}
+        self._joint: Deque[int] = deque()  # of these, those that miss nothing else; looked at again before one is sent
+        self._wary: Dict[Hashable, int] = {}  # function -> so many of its steps must still leave nothing
 
-    def follow(self, worker: int, steps: Sequence[int], lanes: int) -> None:
-        """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable."""
-        self._followed.update(dict.fromkeys(steps, worker))
+    def follow(self, worker: int, steps: Sequence[int], lanes: int, end: float = 0.0) -> None:
+        """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable. `end`: seconds of work that
+        its lane has ever been sent, these steps included."""
+        self._followed.update(dict.fromkeys(steps, (worker, end)))
         missing = self._graph.missing
         for p in self._graph.with_dependants(steps):
-            enabled = [(d, p) for d in self._graph.dependants(p) if missing(d) == 1]
+            enabled: List[Tuple[int, int]] = []
+            plain = self._across and lanes > 1 and self._register.functions[p] not in self._wary
+            for d in self._graph.dependants(p):
+                count = missing(d)
+                if count == 1:
+                    enabled.append((d, p))
+                elif plain and count <= MOST_FOLLOWED:
+                    self._cover(d, p, count)
             if enabled:
                 share = -(-len(enabled) // lanes)
                 self._next.setdefault(worker, deque()).extend(enabled[:share])
 
     def linked(self, step: int, prerequisites: Sequence[int]) -> None:
-        """`step` waits for these from now on; the one that it misses may be in a lane already."""
-        if len(prerequisites) == 1 and self._graph.missing(step) == 1:
-            worker = self._followed.get(prerequisites[0])
-            if worker is not None:
-                self._next.setdefault(worker, deque()).append((step, prerequisites[0]))
+        """`step` waits for these from now on; what it misses may be in lanes already."""
+        count = self._graph.missing(step)
+        if count == 1 and len(prerequisites) == 1:
+            followed = self._followed.get(prerequisites[0])
+            if followed is not None:
+                self._next.setdefault(followed[0], deque()).append((step, prerequisites[0]))
+        elif self._across and 1 < count <= MOST_FOLLOWED:
+            functions = self._register.functions
+            for p in prerequisites:
+                if p in self._followed and functions[p] not in self._wary:
+                    self._cover(step, p, count)
+
+    def _cover(self, step: int, p: int, count: int) -> None:
+        """Of the `count` that `step` misses, `p` is in a lane now."""
+        covered = self._covered.setdefault(step, [])
+        if p not in covered:
+            covered.append(p)
+        if len(covered) >= count:
+            covered[:] = [q for q in covered if q in self._followed]
+            if len(covered) == count:
+                self._joint.append(step)
 
     def answered(self, steps: Sequence[int]) -> None:
         """These have left their lane, for whatever reason."""
         followed = self._followed
         for p in steps:
             followed.pop(p, None)
+
+    def released(self, steps: Sequence[int]) -> None:
+        """These miss nothing any more."""
+        if self._covered:
+            for step in steps:
+                self._covered.pop(step, None)
+
+    def learn(self, function: Hashable, count: int, plain: bool) -> None:
+        """So many steps of a function have finished, one after another. `plain`: they left nothing."""
+        if not plain:
+            self._wary[function] = WARY_STEPS
+        elif function in self._wary:
+            self._wary[function] -= count
+            if self._wary[function] <= 0:
+                del self._wary[function]
+
+    def has_next(self) -> bool:
+        """Whether anything may be sent ahead."""
+        return bool(self._joint) or any(self._next.values())
 
     def take(self, worker: int) -> Optional[Tuple[int, int]]:
         """The next step that can be sent ahead to `worker`, and the prerequisite that it misses."""
@@ -68,7 +125,7 @@ class Ahead:
             if (
                 statuses[step] == _BLOCKED
                 and step not in demands
-                and self._followed.get(p) == worker
+                and self._followed.get(p, (0,))[0] == worker
                 and self._graph.missing(step) == 1
             ):
                 return step, p
@@ -78,6 +135,31 @@ class Ahead:
         """There is no room for what `take` gave: it stays the next."""
         self._next.setdefault(worker, deque()).appendleft(taken)
 
+    def take_joint(self) -> Optional[Tuple[int, Dict[int, int]]]:
+        """The next step that can be sent across lanes, and what it misses, with the worker of each."""
+        statuses, demands, followed = self._register.statuses, self._register.demands, self._followed
+        while self._joint:
+            step = self._joint.popleft()
+            if statuses[step] != _BLOCKED or step in demands:
+                continue
+            where = {p: followed[p][0] for p in self._covered.get(step, ()) if p in followed}
+            if where and len(where) == self._graph.missing(step):
+                return step, where
+        return None
+
+    def end(self, step: int) -> float:
+        """Seconds of work that the lane of this step, which `take_joint` named, had ever been sent up to its end (or
+        that of others that were sent with it)."""
+        return self._followed[step][1]
+
+    def put_joint_back(self, step: int) -> None:
+        """There is no room for what `take_joint` gave: it stays the next."""
+        self._joint.appendleft(step)
+
+    def sent(self, step: int) -> None:
+        """What `take_joint` gave is in a lane."""
+        self._covered.pop(step, None)
+
     def gone(self, worker: int) -> None:
         """The worker's lane is no more."""
         self._next.pop(worker, None)
@@ -85,5 +167,8 @@ class Ahead:
     def check_invariants(self, lanes: Dict[int, Sequence[int]]) -> None:
         """Raise AssertionError if what is followed is not in the lanes."""
         where = {s: w for w, steps in lanes.items() for s in steps}
-        for p, w in self._followed.items():
+        for p, (w, _) in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
+        for step, covered in self._covered.items():
+            assert self._register.statuses[step] not in (Status.READY, Status.FINISHED), f"{step} waits for nobody"
+            assert len(covered) == len(set(covered))

@@ -28,9 +28,12 @@ StepInteractive, StepsReturned or WorkerLost.
 
 from __future__ import annotations
 
-from typing import Hashable, NamedTuple, Optional, Sequence, Tuple, Union
+from types import MappingProxyType
+from typing import Hashable, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mpsteps._core.steps import PLAIN, Demand, Status
+
+_NOTHING: Mapping[int, Mapping[int, int]] = MappingProxyType({})
 
 
 class StepAdded(NamedTuple):
@@ -93,11 +96,15 @@ class WorkerReady(NamedTuple):
 
 
 class StepsFinished(NamedTuple):
-    """Steps of one lane finished, in lane order; `seconds` has the duration of each."""
+    """Steps of one lane finished, in lane order; `seconds` has the duration of each; `plain`: they left nothing.
+
+    Where steps are sent across lanes, their prerequisites in other lanes may be told of later, before anything else is.
+    """
 
     worker: int
     steps: Tuple[int, ...]
     seconds: Tuple[float, ...] = ()
+    plain: bool = True
 
 
 class StepFailed(NamedTuple):
@@ -151,13 +158,15 @@ Event = Union[
 class Dispatch(NamedTuple):
     """Send these steps, in this order, to this worker's lane (LOCAL: run it in the coordinator process).
 
-    `ahead`: empty, or for each step its prerequisites that have not finished: they stand before it in that lane. The
-    worker runs the step if they have all finished there, and gives it back otherwise.
+    `ahead`: empty, or for each step its prerequisites that have not finished: they stand before it in that lane, but
+    for those that `across` names, by step, with the workers in whose lanes they are. The worker runs the step if they
+    have all finished (those in other lanes so that they left nothing), and gives it back otherwise.
     """
 
     worker: int
     steps: Tuple[int, ...]
     ahead: Tuple[Tuple[int, ...], ...] = ()
+    across: Mapping[int, Mapping[int, int]] = _NOTHING
 
 
 class Running(NamedTuple):

@@ -13,8 +13,9 @@ or a token does not.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
@@ -42,11 +43,12 @@ class _Lane:
     Invariant: in a worker's lane the first step is RUNNING and all others are DISPATCHED.
     """
 
-    __slots__ = ("alone", "expected", "stalled_by", "steps")
+    __slots__ = ("alone", "expected", "sent", "stalled_by", "steps")
 
     def __init__(self) -> None:
         self.steps: Deque[int] = deque()
         self.expected = 0.0  # seconds of work in `steps`, by the means known when they were sent
+        self.sent = 0.0  # seconds of work that was ever sent here
         self.alone = False  # its only step has a demand of its own: nothing may follow
         self.stalled_by = 0  # a step of it that runs longer than expected: nothing may follow
 
@@ -54,6 +56,17 @@ class _Lane:
     def open(self) -> bool:
         """Whether anything may follow what it has."""
         return not self.alone and not self.stalled_by
+
+
+class _Sent:
+    """What is about to be sent ahead to one worker, as in a `Dispatch`."""
+
+    __slots__ = ("across", "missing", "steps")
+
+    def __init__(self) -> None:
+        self.steps: List[int] = []
+        self.missing: List[Tuple[int, ...]] = []
+        self.across: Dict[int, Dict[int, int]] = {}
 
 
 class Lanes:
@@ -143,7 +156,7 @@ class Lanes:
         if lane is None or worker == LOCAL or step not in lane.steps:
             raise InternalError(f"worker {worker} runs long what it was not sent: {self._register.story(step)}")
         lane.stalled_by = step
-        return lane.steps[-1] != step
+        return len(lane.steps) > 1
 
     def is_crowded(self, worker: int) -> bool:
         """Whether steps wait in a lane behind its first one, and nobody has said that it stalls."""
@@ -168,8 +181,8 @@ class Lanes:
             for step in rest:
                 queue.remove(step)
 
-    def learn(self, steps: Sequence[int], seconds: Sequence[float]) -> None:
-        """How long steps took."""
+    def learn(self, steps: Sequence[int], seconds: Sequence[float], plain: bool) -> None:
+        """How long steps took, and whether they left nothing."""
         functions, mean = self._register.functions, self.mean
         first = 0
         while first < len(steps):  # mostly once: those of a lane have one function
@@ -182,6 +195,8 @@ class Lanes:
             mean[f] = new = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
             if self.ranks is not None:
                 self.ranks.learned(f, new)
+            if self.ahead is not None:
+                self.ahead.learn(f, end - first, plain)
             first = end
 
     # ------------------------------------------------------------------ handing out
@@ -194,7 +209,7 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
-        if self.ahead is not None and stirred:
+        if self.ahead is not None and stirred and self.ahead.has_next():
             self._assign_ahead(self.ahead, commands)
 
     def _begin(self, worker: int, step: int, commands: List[Command]) -> None:
@@ -263,36 +278,99 @@ class Lanes:
                     self.slots.take(-worker, PLAIN)
                     self._begin(worker, sent[0], commands)
                 if self.ahead is not None and lane.expected < LANE_SECONDS:
-                    self.ahead.follow(worker, sent, len(lanes))
+                    self.ahead.follow(worker, sent, len(lanes), lane.sent)
         self._remember_room(lanes)
 
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
         """Send blocked steps behind what they wait for, as far as lanes of short steps have room."""
-        functions = self._register.functions
-        lanes = [(w, lane) for w, lane in self._lanes.items() if w != LOCAL and lane.steps and lane.open]
-        for worker, lane in lanes:
-            sent: List[int] = []
-            missing: List[Tuple[int, ...]] = []
-            length = len(lane.steps)
-            while length * 2 <= LANE_DEPTH or (sent and length < LANE_DEPTH):
-                taken = ahead.take(worker)
-                if taken is None:
-                    break
-                step, prerequisite = taken
-                expected = self.mean.get(functions[step])
-                if expected is None or lane.expected + expected > LANE_SECONDS:
-                    if expected is not None:
-                        ahead.put_back(worker, taken)
-                    break
-                self._register.move(step, Cause.SENT_AHEAD)
-                lane.steps.append(step)
-                lane.expected += expected
-                length += 1
-                sent.append(step)
-                missing.append((prerequisite,))
-                ahead.follow(worker, (step,), len(lanes))
-            if sent:
-                commands.append(Dispatch(worker, tuple(sent), tuple(missing)))
+        lanes = {w: lane for w, lane in self._lanes.items() if w != LOCAL and lane.open}
+        sent = {w: _Sent() for w in lanes}
+        for worker, lane in lanes.items():
+            if lane.steps:
+                self._assign_in_lane(ahead, worker, lanes, sent[worker])
+        begins: List[Tuple[int, int]] = []
+        while True:
+            taken = ahead.take_joint()
+            if taken is None:
+                break
+            step, where = taken
+            expected = self.mean.get(self._register.functions[step])
+            if expected is None or any(w not in lanes for w in where.values()):
+                continue
+            worker, starts = self._soonest(where, expected, lanes)
+            lane = lanes[worker]
+            if starts + expected > LANE_SECONDS or len(lane.steps) >= LANE_DEPTH:
+                ahead.put_joint_back(step)
+                break
+            if not lane.steps:
+                lane.expected = 0.0
+                self.slots.take(-worker, PLAIN)
+                begins.append((worker, step))
+            lane.sent += starts + expected - lane.expected
+            lane.expected = starts + expected
+            elsewhere = {p: w for p, w in where.items() if w != worker}
+            self._send_ahead(step, tuple(where), lane, sent[worker])
+            if elsewhere:
+                sent[worker].across[step] = elsewhere
+            ahead.sent(step)
+            ahead.follow(worker, (step,), len(lanes), lane.sent)
+            self._assign_in_lane(ahead, worker, lanes, sent[worker])
+        for worker, s in sent.items():
+            if s.steps:
+                commands.append(Dispatch(worker, tuple(s.steps), tuple(s.missing), s.across))
+        for worker, step in begins:
+            self._begin(worker, step, commands)
+
+    def _assign_in_lane(self, ahead: Ahead, worker: int, lanes: Dict[int, _Lane], sent: _Sent) -> None:
+        """Those that miss one step only, which is in this lane."""
+        lane = lanes[worker]
+        length = len(lane.steps)
+        while length * 2 <= LANE_DEPTH or (sent.steps and length < LANE_DEPTH):
+            taken = ahead.take(worker)
+            if taken is None:
+                break
+            step, prerequisite = taken
+            expected = self.mean.get(self._register.functions[step])
+            if expected is None or lane.expected + expected > LANE_SECONDS:
+                if expected is not None:
+                    ahead.put_back(worker, taken)
+                break
+            lane.expected += expected
+            lane.sent += expected
+            self._send_ahead(step, (prerequisite,), lane, sent)
+            length += 1
+            ahead.follow(worker, (step,), len(lanes), lane.sent)
+
+    def _send_ahead(self, step: int, missing: Tuple[int, ...], lane: _Lane, sent: _Sent) -> None:
+        self._register.move(step, Cause.SENT_AHEAD)
+        lane.steps.append(step)
+        sent.steps.append(step)
+        sent.missing.append(missing)
+
+    def _soonest(
+        self, where: Mapping[int, int], expected: float, lanes: Mapping[int, _Lane]
+    ) -> Tuple[int, float]:  # fmt: skip
+        """The lane that comes first to a step behind those of `where`, and when, in seconds from now. Those that are in
+        the lane itself count for it, as its worker knows of them without looking at others."""
+        ahead, idle = self.ahead, self.slots.free["cpus"] >= 1
+        assert ahead is not None
+        ends = {p: lanes[w].expected - (lanes[w].sent - ahead.end(p)) for p, w in where.items()}  # from now
+        best: Tuple[float, float, int] = (math.inf, 0.0, 0)
+        starts = 0.0
+        for worker, lane in lanes.items():
+            if not lane.steps and not idle:
+                continue  # it would need a CPU slot
+            work = lane.expected if lane.steps else 0.0
+            start, mine = work, 0
+            for p, w in where.items():
+                if w == worker:
+                    mine += 1
+                elif ends[p] > start:
+                    start = ends[p]
+            cost = (start - mine * expected, work, worker)
+            if cost < best:
+                best, starts = cost, start
+        return best[2], starts
 
     def _open_steps(self) -> int:
         counts = self._register.counts
@@ -323,6 +401,7 @@ class Lanes:
             else:
                 self._waiting.withdrawn.discard(step)
             ready.pop()
+        lane.sent += work - (lane.expected if lane.steps else 0.0)
         lane.expected = work
         self._register.move_all(sent, Cause.ASSIGNED)
         lane.steps.extend(sent)

@@ -53,14 +53,14 @@ class Scheduler:
     """Decides which step runs where, and what a failure means for the others.
 
     `keep_going`: after a failure everything that does not depend on it still runs; otherwise no new step starts.
-    `ahead`: short steps may follow their prerequisites into the same lane. `ranked`: the ready step with the longest
-    remaining path goes first; otherwise, the one that was inserted first. `seconds`: what is known of the durations of
-    functions already.
+    `ahead`: short steps may follow their prerequisites into the same lane; `across`: also into other lanes, if those
+    leave nothing. `ranked`: the ready step with the longest remaining path goes first; otherwise, the one that was
+    inserted first. `seconds`: what is known of the durations of functions already.
     """
 
     def __init__(
         self, slots: SlotPool, keep_going: bool = False, ahead: bool = False, ranked: bool = True,
-        seconds: Optional[Mapping[Any, float]] = None,
+        seconds: Optional[Mapping[Any, float]] = None, across: bool = False,
     ) -> None:  # fmt: skip
         self.slots = slots
         self.keep_going = keep_going
@@ -72,7 +72,7 @@ class Scheduler:
         for function, known in (seconds or {}).items():
             self._lanes.mean[function] = known
         if ahead:
-            self._lanes.ahead = Ahead(self._register, self._graph)
+            self._lanes.ahead = Ahead(self._register, self._graph, across)
         if ranked:
             self._lanes.ranks = Ranks(self._register, self._graph, self._lanes.mean)
         self._doomed: Dict[int, int] = {}  # step in a lane, sent ahead -> the failed step it depends on
@@ -279,7 +279,7 @@ class Scheduler:
         self._lanes.leave(event.worker, steps, commands)
         self._register.move_all(steps, Cause.SUCCEEDED)
         if seconds:
-            self._lanes.learn(steps, seconds)
+            self._lanes.learn(steps, seconds, event.plain)
         for step in steps if self._doomed else ():  # it ran all the same: its worker did not know of the failure
             self._doomed.pop(step, None)
         commands.append(Closed(steps, Status.FINISHED))
@@ -367,7 +367,10 @@ class Scheduler:
             commands.append(Closed(tuple(skipped), Status.SKIPPED, because))
 
     def _release_dependants(self, steps: Sequence[int]) -> None:
-        for step in self._graph.finish(steps):
+        free = self._graph.finish(steps)
+        if self._lanes.ahead is not None:
+            self._lanes.ahead.released(free)
+        for step in free:
             self._unblock(step)
 
     def _stop(self, commands: List[Command]) -> None:

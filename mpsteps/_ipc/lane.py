@@ -19,6 +19,7 @@ from typing import Sequence
 from mpsteps._ipc import shm
 from mpsteps._ipc.bell import LONGEST_SLEEP, SPIN, Bell, Sleeper, Waker
 from mpsteps._ipc.ring import Payload, Ring, RingReader, RingWriter
+from mpsteps._ipc.standing import PAGE, PAGES, Peers, Standing
 
 #: Bytes of each of a lane's two rings, unless told otherwise: some thousand short step messages.
 CAPACITY = 1 << 18
@@ -28,7 +29,6 @@ NEVER = 2**64 - 1
 _WORDS = 256  # bytes of the lane's own words, each on a 64-byte line
 _ASLEEP, _BEGUN, _DONE, _REVOKED = 0, 8, 16, 24  # where they are, in words
 _REFUSED = 25  # on the line of `revoked`: both are the coordinator's
-_BOARD = 4096
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -110,10 +110,11 @@ class CoordinatorEnd:
 class WorkerEnd:
     """The worker's side of a lane; one thread only. `wake` wakes the coordinator, `sleeper` is this worker's sleep.
 
-    It stores the words `asleep`, `begun` and `done`.
+    It stores the words `asleep`, `begun` and `done`, and those of its `standing`. `number`: of this worker, from 1; 0:
+    it has no page of the board.
     """
 
-    def __init__(self, lane: Lane, board: Board, ordered: bool) -> None:
+    def __init__(self, lane: Lane, board: Board, ordered: bool, number: int) -> None:
         request, reply = lane.regions()
         self._words = lane.words()
         self._ordered = ordered
@@ -122,6 +123,8 @@ class WorkerEnd:
         self.receive = RingReader(request, board.bell.ring, ordered)
         self.sleeper = Sleeper(self._words, _ASLEEP, lane.bell, ordered)
         self.wake = board.waker(ordered)
+        self.standing = board.standing(number)
+        self.peers = board.peers()
 
     def begin(self, number: int) -> bool:
         """Announce that message `number` is about to be run; False: it was taken back, answer so and do not run it.
@@ -138,6 +141,7 @@ class WorkerEnd:
         Stored before the next `begin`: after a death, `begun` above `done` names the one message that was running.
         """
         self._words[_DONE] = number
+        self.standing.finish(number)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a request, or a part of one, is there; whether it is. At most `timeout` seconds (None: for ever).
@@ -192,19 +196,21 @@ def left_words(fd: int) -> tuple[int, int] | None:
 
 
 class Board:
-    """One page that all workers see and only the coordinator writes: its `asleep` word; with it goes its bell."""
+    """Pages that all workers see. The first has the coordinator's `asleep` word, and only it writes there; with it goes
+    its bell. Each worker has one of its own, for its `Standing`."""
 
     def __init__(self, fd: int, bell: Bell, readonly: bool) -> None:
         self.bell = bell
         self._fd = fd
         self._memory = shm.attach(fd, readonly=readonly)
         self._views: list[memoryview] = []
+        self._standing: Standing | None = None
 
     @classmethod
     def create(cls) -> Board:
         """A new board, made by the coordinator."""
         with contextlib.ExitStack() as undo:
-            fd = shm.create(_BOARD)
+            fd = shm.create(PAGES * PAGE, reserved=PAGE)
             undo.callback(os.close, fd)
             bell = Bell.create()
             undo.callback(bell.close)
@@ -229,10 +235,26 @@ class Board:
         """What wakes the coordinator: one for each lane's worker."""
         return Waker(self._word(), 0, self.bell, ordered)
 
+    def admit(self, number: int) -> None:
+        """Reserve the page of a worker that is about to be started. Raises EngineError where there is no memory."""
+        if number < PAGES:
+            shm.reserve(self._fd, number * PAGE, PAGE)
+
+    def standing(self, number: int) -> Standing:
+        """The words that worker `number`, which this process is, stores: made once."""
+        self._standing = Standing(self._fd, number)
+        return self._standing
+
+    def peers(self) -> Peers:
+        """The words of all workers, for one of them to read."""
+        return Peers(self._word())
+
     def close(self) -> None:
         """Close the mapping and the descriptors; a second call does nothing."""
         if self._fd < 0:
             return
+        if self._standing is not None:
+            self._standing.release()
         for view in self._views:
             view.release()
         self._memory.close()
@@ -287,9 +309,9 @@ class Lane:
         self._ends.append(end)
         return end
 
-    def worker_side(self, board: Board, ordered: bool = shm.ORDERED) -> WorkerEnd:
-        """The worker's end; `board` is the coordinator's."""
-        end = WorkerEnd(self, board, ordered)
+    def worker_side(self, board: Board, ordered: bool = shm.ORDERED, number: int = 0) -> WorkerEnd:
+        """The end of worker `number`; `board` is the coordinator's."""
+        end = WorkerEnd(self, board, ordered, number)
         self._ends.append(end)
         return end
 

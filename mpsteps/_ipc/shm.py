@@ -49,11 +49,11 @@ def fence(acquire: Callable[[], object] = _lock.acquire, release: Callable[[], N
     release()
 
 
-def create(size: int) -> int:
+def create(size: int, reserved: int | None = None) -> int:
     """A new zeroed block of `size` bytes; returns its descriptor (close-on-exec, never 0 to 2), which the caller owns.
 
-    The memory is reserved, of mode 0600, and cannot be made longer or shorter. Raises EngineError where it cannot be
-    had.
+    The memory is reserved (the first `reserved` bytes of it; None: all), of mode 0600, and cannot be made longer or
+    shorter. Raises EngineError where it cannot be had.
     """
     if sys.platform == "win32" or sys.maxsize <= 2**32:
         raise EngineError(
@@ -65,13 +65,21 @@ def create(size: int) -> int:
         fd = _anonymous_file()
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, size)
-        _reserve(fd, size)
+        _reserve(fd, size if reserved is None else reserved)
         _seal(fd)
     except OSError as error:
         if fd >= 0:
             os.close(fd)
         raise EngineError(_complaint(size, error)) from error
     return fd
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Have the system set a part of a block aside that was not reserved when it was made. Raises EngineError."""
+    try:
+        _reserve(fd, size, offset)
+    except OSError as error:
+        raise EngineError(_complaint(size, error)) from error
 
 
 def attach(fd: int, touch: bool = False, readonly: bool = False) -> mmap.mmap:
@@ -129,16 +137,16 @@ def _temporary_file() -> int:
     return above_stdio(fd)
 
 
-def _reserve(fd: int, size: int) -> None:
+def _reserve(fd: int, size: int, start: int = 0) -> None:
     """Have the system set the memory aside now; OSError (ENOSPC, ENOMEM) where it has not enough."""
     if hasattr(os, "posix_fallocate"):
         if size:
-            os.posix_fallocate(fd, 0, size)
+            os.posix_fallocate(fd, start, size)
         return
     block = bytes(1 << 20)
     for offset in range(0, size, len(block)):
         rest = min(len(block), size - offset)
-        if os.pwrite(fd, block[:rest], offset) != rest:
+        if os.pwrite(fd, block[:rest], start + offset) != rest:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -13,8 +13,10 @@ Messages from the coordinator (a positive number is a step id, a negative one an
         changes    what the worker must hear of first: None; the number of its replies with changes of self that
                    have been taken in; or (that number, parcels of others' changes in order)
         extras     None, or a dict: gpus; results (by step id, a parcel for each `ResultOf`; None: a step before this
-                   one in the lane returns it); ahead (ids of prerequisites that stand before it in the lane: if one
-                   of them has not finished there when it is this one's turn, give this one back)
+                   one in the lane returns it); ahead (ids of prerequisites that had not finished when it was sent: if
+                   one of them has not finished here when it is this one's turn, give this one back); peers (those of
+                   them that are in other lanes: by id, the worker, the number of the message there, and its `apart`
+                   as the coordinator had heard of it: see `standing`)
     (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel) (-FREE, keys of blocks)
 
 A parcel of arguments or of a value, and that of an image's state, may have large buffers in a block of the arena: then

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 Message = Tuple[Any, ...]
 """See `mpsteps._ipc.wire` for what stands in a message and in a reply."""
@@ -17,10 +17,12 @@ class WorkerUp(NamedTuple):
 
 
 class Replies(NamedTuple):
-    """What a worker put into its lane, in order."""
+    """What a worker put into its lane, in order. `apart`: how many of its messages, these and all before, did not end
+    plainly, as it counts them itself (see `mpsteps._ipc.standing`)."""
 
     worker: int
     messages: List[Message]
+    apart: int = 0
 
 
 class WorkerGone(NamedTuple):
@@ -48,16 +50,22 @@ Happening = Union[WorkerUp, Replies, WorkerGone, EngineFailed]
 class Engine(typing.Protocol):
     """Runs step messages somewhere. All methods are called by the coordinator's thread, `wake` by any.
 
-    `by_value`: messages cross a process boundary, so that everything in them must travel.
+    `by_value`: messages cross a process boundary, so that everything in them must travel. `across`: workers see how far
+    the others have come, so that steps can follow steps of other lanes.
     """
 
     by_value: bool
+    across: bool
 
     def start(self) -> None:
         """Begin to bring workers up. Raises EngineError if that cannot even be tried."""
 
     def send(self, worker: int, messages: List[Message]) -> None:
         """Put messages into a worker's lane. Never blocks."""
+
+    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+        """These messages are about to be sent to these workers, in this order: complete the `peers` in their extras,
+        which come as (worker, apart), to (worker, number of the message, apart). (Only where `across`.)"""
 
     def revoke(self, worker: int) -> None:
         """Take the steps that a worker has not begun out of its lane: `wait` tells RETURNED for each."""

@@ -34,11 +34,12 @@ class WorkerHandle:
     `_told`: steps whose fate was told before the worker's own reply, which is then passed over: `True`, it finished;
     `False`, it was taken back.
     `damage`: what was found to be wrong with the lane ('': nothing).
+    `apart`: how many of the worker's own replies were other than plain, as the worker counts them too.
     """
 
     __slots__ = (
-        "_first_revoked", "_next_number", "_told", "backlog", "damage", "end", "held", "in_lane", "lane", "log",
-        "number", "pid", "ready", "unfit",
+        "_first_revoked", "_next_number", "_told", "apart", "backlog", "damage", "end", "held", "in_lane", "lane",
+        "log", "number", "pid", "ready", "unfit",
     )  # fmt: skip
 
     def __init__(self, number: int, log: Optional[str]) -> None:
@@ -53,6 +54,7 @@ class WorkerHandle:
         self._next_number = 1
         self._first_revoked = NEVER
         self._told: Dict[int, bool] = {}
+        self.apart = 0
         self.in_lane: Dict[int, int] = {}
         self.backlog: Deque[bytes] = deque()
         self.held: List[Message] = []
@@ -144,13 +146,22 @@ class WorkerHandle:
                 del self.in_lane[step]
                 self._told[step] = fate
         if replies:
-            found.append(Replies(self.number, replies))
+            found.append(Replies(self.number, replies, self.apart))
 
     def _restore(self) -> List[Message]:
         self._first_revoked = NEVER
         self.end.restore()
         held, self.held = self.held, []
         return self.send(held) if held else []
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next step message; 0: it will have to wait for one."""
+        return 0 if self.damage or self._first_revoked != NEVER else self._next_number
+
+    def number_of(self, step: int) -> int:
+        """The number of the message of a step that is in the lane; 0: it is not, or is being taken back."""
+        return self.in_lane.get(step, 0) if self.next_number else 0
 
     # --------------------------------------------------------------------- receiving
 
@@ -164,6 +175,7 @@ class WorkerHandle:
                     first = message[0]
                     if first > 0:
                         del in_lane[first]
+                        self.apart += 1
                         replies.append(message)
                     elif first == -wire.FINISHED:
                         self._finished(message, replies)
@@ -174,7 +186,7 @@ class WorkerHandle:
         if self._first_revoked != NEVER and not in_lane and not self._told and not self.damage:
             replies += self._restore()
         if replies:
-            found.append(Replies(self.number, replies))
+            found.append(Replies(self.number, replies, self.apart))
         return not self.damage
 
     def _finished(self, message: Message, replies: List[Message]) -> None:
@@ -201,6 +213,7 @@ class WorkerHandle:
             found.append(EngineFailed(_unfit(wire.Failure(*message[1]))))
         elif what in (wire.RETURNED, wire.REQUEST):
             if what == wire.RETURNED:
+                self.apart += 1
                 if self._told.get(message[1]) is False:
                     del self._told[message[1]]
                     return
@@ -248,7 +261,7 @@ class WorkerHandle:
         )  # fmt: skip
         replies: List[Message] = [(step, 0.0, 0.0, None, failure) for step in self.in_lane]
         self.in_lane.clear()
-        return [Replies(self.number, replies)] if replies else []
+        return [Replies(self.number, replies, self.apart)] if replies else []
 
     def keep_log(self, logs: Optional[str], step: Optional[int] = None) -> str:
         """Move the worker's output to the log of the step that it was running; its last part as text."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 from collections import deque
-from typing import Callable, Deque, List, Optional
+from typing import Callable, Deque, List, Optional, Sequence, Tuple
 
 from mpsteps.engines.base import Happening, Message, Replies, WorkerUp
 
@@ -20,6 +20,7 @@ class InlineEngine:
     """One "worker": this process. `run_step(message)` runs a step and returns its reply."""
 
     by_value = False
+    across = False
 
     def __init__(self, run_step: Callable[[Message], Message]) -> None:
         self._run_step = run_step
@@ -46,6 +47,9 @@ class InlineEngine:
     def running(self, worker: int) -> Optional[int]:
         """None: while a step runs here, nobody can ask."""
         return None
+
+    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+        """There is one lane."""
 
     def kill(self, worker: int, signal: int) -> None:
         """A step in this process cannot be killed; a second Ctrl-C interrupts it instead."""

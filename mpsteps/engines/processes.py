@@ -33,6 +33,7 @@ from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.link import plug_stdio
+from mpsteps._ipc.shm import ORDERED
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
@@ -64,6 +65,7 @@ class ProcessEngine:
     """
 
     by_value = True
+    across = ORDERED
 
     def __init__(
         self,
@@ -144,6 +146,7 @@ class ProcessEngine:
         assert self._zygote is not None
         number = self._last_number + 1
         log = os.path.join(self._logs, f"worker-{self._first_log + number}.log") if self._logs else None
+        self._board.admit(number)
         w = WorkerHandle(number, log)
         self._last_number = number
         self._workers[number] = w
@@ -181,7 +184,31 @@ class ProcessEngine:
             return  # it died a moment ago: `wait` has told so, or will, and these steps were never begun
         refused = w.send(messages)
         if refused:
-            self._happened.append(Replies(worker, refused))
+            self._happened.append(Replies(worker, refused, w.apart))
+
+    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+        """Say which messages of other lanes steps follow. What is in a lane has its number; of what is about to be
+        sent, it is known which one it will get."""
+        new: Dict[int, int] = {}
+        next_numbers: Dict[int, int] = {}
+        for worker, messages in outgoing:
+            w = self._workers.get(worker)
+            number = next_numbers.get(worker) or (w.next_number if w is not None else 0)
+            if number:
+                steps = [m[0] for m in messages if m[0] > 0]
+                new.update(zip(steps, range(number, number + len(steps))))
+                next_numbers[worker] = number + len(steps)
+        for _, messages in outgoing:
+            for m in messages:
+                if m[0] > 0 and m[5] and "peers" in m[5]:
+                    m[5]["peers"] = {
+                        p: (worker, new.get(p) or self._number_of(worker, p), apart)
+                        for p, (worker, apart) in m[5]["peers"].items()
+                    }
+
+    def _number_of(self, worker: int, step: int) -> int:
+        w = self._workers.get(worker)
+        return w.number_of(step) if w is not None else 0
 
     def revoke(self, worker: int) -> None:
         """Take back what is not begun; `wait` tells which steps are back. The worker passes over their messages."""

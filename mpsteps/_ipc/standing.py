@@ -1,0 +1,81 @@
+"""How far each worker has come, told to the other workers: so that a step can follow steps of other lanes.
+
+Every worker has a page of the board that only it stores into (the others map it for reading only), with two words:
+
+`done`: the number of its last message that was run to its end and left nothing: no value, no change of `self`;
+`apart`: how many of its messages ended in any other way: with something to tell, in failure, or given back.
+
+A step that was sent behind step p of another lane comes with the number of p's message there and with the `apart` that
+the coordinator had heard of when it sent it. It may run once `done` has come that far while `apart` is still the same:
+then p, and whatever ran in that lane since the coordinator last heard of something, left nothing that this worker would
+have to see first. See README.md, section Following.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
+PAGES = 4096
+"""The coordinator's page, and those of workers 1 to 4095. Whoever comes later has none: nobody follows its steps."""
+_DONE, _APART = 0, 8  # in words: each on a line of its own
+_WORDS_A_PAGE = PAGE // 8
+
+_yield = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class Standing:
+    """What a worker tells of itself: it alone stores these words. `number` 0: nobody looks."""
+
+    def __init__(self, fd: int, number: int) -> None:
+        self._page = None
+        if 0 < number < PAGES:
+            self._page = mmap.mmap(fd, PAGE, flags=mmap.MAP_SHARED, offset=number * PAGE)
+        self._words = memoryview(self._page if self._page is not None else bytearray(PAGE)).cast("Q")
+
+    def finish(self, number: int) -> None:
+        """Message `number` was run to its end and left nothing."""
+        self._words[_DONE] = number
+
+    def end_apart(self, count: int = 1) -> None:
+        """So many messages ended otherwise. Before this is told to the coordinator, and before any later `finish`."""
+        self._words[_APART] += count
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self._words.release()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+
+class Peers:
+    """The words of all workers, as one of them sees them. `memory`: the board's, mapped for reading."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._words = memory
+
+    def have_finished(self, worker: int, number: int, apart: int, seconds: float) -> bool | None:
+        """Whether message `number` of `worker` has ended and nothing there is to be heard of first; looks at it for at
+        most `seconds`. False: that cannot come true any more; None: not yet."""
+        if not number or not 0 < worker < PAGES:
+            return False
+        words, done = self._words, worker * _WORDS_A_PAGE + _DONE
+        told = worker * _WORDS_A_PAGE + _APART
+        stop = 0.0
+        while True:
+            finished = words[done] >= number
+            if words[told] != apart:  # loaded after `done`, and stored before it: see README.md
+                return False
+            if finished:
+                return True
+            if seconds <= 0:
+                return None
+            now = time.perf_counter()
+            if not stop:
+                stop = now + seconds
+            elif now >= stop:
+                return None
+            _yield()
