@@ -75,7 +75,7 @@ class Coordinator:
         self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
         self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
-        self._apart: Dict[int, int] = {}  # worker -> how many of its messages ended otherwise than plainly, as heard of
+        self._apart: Dict[int, int] = {}  # worker -> how many of its steps left something, as far as heard of
         self._in_order = InOrder(lambda step: self.scheduler.status(step) in IN_FLIGHT)
         self._rests = Rests()
         self._memory = MemoryWatch()

@@ -41,9 +41,9 @@ RECENT_BYTES = 65_536
 _TOO_LARGE = b""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
-PEER_SECONDS = 5e-3
-"""A step of another lane is waited for so long; then the one that follows it is given back. More than what lanes are
-given ahead of time, and less than what makes a lane stall."""
+PEER_SECONDS = 20e-3
+"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes are
+given ahead of time."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 MEMORY_LEFT = 64 << 20
@@ -207,7 +207,7 @@ class Worker:
         if not self._end.begin(self._number) or not may_run:
             if message[4] is not None:
                 self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
-            self._end.standing.end_apart()
+            self._end.standing.give_back(self._number)
             self._reply((-wire.RETURNED, step))
             self._owes = True
             return
@@ -320,7 +320,7 @@ class Worker:
                 if m[4] is not None:
                     self._unheard.append(m[4])
                 self._reply((-wire.RETURNED, m[0]))
-            self._end.standing.end_apart(len(self._queue))
+            self._end.standing.give_back(self._number + len(self._queue))
             self._flush()
             self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
             self._end.begin(self._number)

@@ -323,8 +323,6 @@ class World:
 
     def _returned(self, worker: int, steps: Tuple[int, ...]) -> None:
         w = self.workers[worker]
-        w.apart += len(steps)
-        w.heard = w.apart
         for step in steps:
             w.lane.remove(step)
             w.across.pop(step, None)

@@ -1,14 +1,15 @@
 """How far each worker has come, told to the other workers: so that a step can follow steps of other lanes.
 
-Every worker has a page of the board that only it stores into (the others map it for reading only), with two words:
+Every worker has a page of the board that only it stores into (the others map it for reading only), with three words:
 
 `done`: the number of its last message that was run to its end and left nothing: no value, no change of `self`;
-`apart`: how many of its messages ended in any other way: with something to tell, in failure, or given back.
+`back`: the number of the last message that it gave back;
+`apart`: how many of its messages ended in any other way: with something to tell, or in failure.
 
 A step that was sent behind step p of another lane comes with the number of p's message there and with the `apart` that
-the coordinator had heard of when it sent it. It may run once `done` has come that far while `apart` is still the same:
-then p, and whatever ran in that lane since the coordinator last heard of something, left nothing that this worker would
-have to see first. See README.md, section Following.
+the coordinator had heard of when it sent it. It may run once `done` has come that far, if `apart` is still the same and
+`back` has not come that far: then p has finished, and p and whatever ran in that lane since the coordinator last heard
+of something left nothing that this worker would have to see first. See README.md, section Following.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import time
 PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
 PAGES = 4096
 """The coordinator's page, and those of workers 1 to 4095. Whoever comes later has none: nobody follows its steps."""
-_DONE, _APART = 0, 8  # in words: each on a line of its own
+_DONE, _APART, _BACK = 0, 8, 9  # in words: `done`, which is stored for each step, on a line of its own
 _WORDS_A_PAGE = PAGE // 8
+
+SPIN = 0.001
+"""Seconds for which a worker that waits for another only yields its core; then it sleeps in between."""
+NAP = 100e-6
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -39,9 +44,13 @@ class Standing:
         """Message `number` was run to its end and left nothing."""
         self._words[_DONE] = number
 
-    def end_apart(self, count: int = 1) -> None:
-        """So many messages ended otherwise. Before this is told to the coordinator, and before any later `finish`."""
-        self._words[_APART] += count
+    def end_apart(self) -> None:
+        """A message ended otherwise. Before this is told to the coordinator, and before any later `finish`."""
+        self._words[_APART] += 1
+
+    def give_back(self, number: int) -> None:
+        """Messages up to `number` that have not ended are given back. Before any later `finish`."""
+        self._words[_BACK] = number
 
     def release(self) -> None:
         """Let go of the memory."""
@@ -63,11 +72,11 @@ class Peers:
         if not number or not 0 < worker < PAGES:
             return False
         words, done = self._words, worker * _WORDS_A_PAGE + _DONE
-        told = worker * _WORDS_A_PAGE + _APART
-        stop = 0.0
+        told, back = worker * _WORDS_A_PAGE + _APART, worker * _WORDS_A_PAGE + _BACK
+        stop = tired = 0.0
         while True:
             finished = words[done] >= number
-            if words[told] != apart:  # loaded after `done`, and stored before it: see README.md
+            if words[told] != apart or words[back] >= number:  # loaded after `done`, stored before it: see README.md
                 return False
             if finished:
                 return True
@@ -75,7 +84,10 @@ class Peers:
                 return None
             now = time.perf_counter()
             if not stop:
-                stop = now + seconds
+                stop, tired = now + seconds, now + SPIN
             elif now >= stop:
                 return None
-            _yield()
+            if now < tired:
+                _yield()
+            else:
+                time.sleep(NAP)

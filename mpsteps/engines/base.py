@@ -17,8 +17,8 @@ class WorkerUp(NamedTuple):
 
 
 class Replies(NamedTuple):
-    """What a worker put into its lane, in order. `apart`: how many of its messages, these and all before, did not end
-    plainly, as it counts them itself (see `mpsteps._ipc.standing`)."""
+    """What a worker put into its lane, in order. `apart`: how many of its steps, with these and all before, left something
+    or failed, as it counts them itself (see `mpsteps._ipc.standing`)."""
 
     worker: int
     messages: List[Message]

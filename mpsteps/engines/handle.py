@@ -34,7 +34,7 @@ class WorkerHandle:
     `_told`: steps whose fate was told before the worker's own reply, which is then passed over: `True`, it finished;
     `False`, it was taken back.
     `damage`: what was found to be wrong with the lane ('': nothing).
-    `apart`: how many of the worker's own replies were other than plain, as the worker counts them too.
+    `apart`: how many of the worker's own replies told more than that a step has finished, as the worker counts them too.
     """
 
     __slots__ = (
@@ -213,7 +213,6 @@ class WorkerHandle:
             found.append(EngineFailed(_unfit(wire.Failure(*message[1]))))
         elif what in (wire.RETURNED, wire.REQUEST):
             if what == wire.RETURNED:
-                self.apart += 1
                 if self._told.get(message[1]) is False:
                     del self._told[message[1]]
                     return
