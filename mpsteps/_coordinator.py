@@ -244,10 +244,10 @@ class Coordinator:
         if ahead:
             made = [m if type(m) is Failure else _sent_ahead(m, before) for m, before in zip(made, ahead)]
         if across:
-            apart = self._apart
+            apart, has_ended = self._apart, self._in_order.keeps
             for step, m in zip(steps, made):
                 if step in across and type(m) is not Failure:
-                    m[5]["peers"] = {p: (peer, apart.get(peer, 0)) for p, peer in across[step].items()}
+                    m[5]["peers"] = {p: (peer, apart.get(peer, 0), has_ended(p)) for p, peer in across[step].items()}
                     self._in_order.sent(step, tuple(across[step]))
         sent = steps
         if any(type(m) is Failure for m in made):

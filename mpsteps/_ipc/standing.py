@@ -24,6 +24,8 @@ PAGES = 4096
 _DONE, _APART, _BACK = 0, 8, 9  # in words: `done`, which is stored for each step, on a line of its own
 _WORDS_A_PAGE = PAGE // 8
 
+ENDED = -1
+"""In place of a number: the coordinator has heard that this message was run to its end. Only `apart` matters then."""
 SPIN = 0.001
 """Seconds for which a worker that waits for another only yields its core; then it sleeps in between."""
 NAP = 100e-6
@@ -75,8 +77,8 @@ class Peers:
         told, back = worker * _WORDS_A_PAGE + _APART, worker * _WORDS_A_PAGE + _BACK
         stop = tired = 0.0
         while True:
-            finished = words[done] >= number
-            if words[told] != apart or words[back] >= number:  # loaded after `done`, stored before it: see README.md
+            finished = number < 0 or words[done] >= number
+            if words[told] != apart or (words[back] >= number > 0):  # loaded after `done`, stored before it: see README.md
                 return False
             if finished:
                 return True

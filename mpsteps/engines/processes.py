@@ -34,6 +34,7 @@ from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.link import plug_stdio
 from mpsteps._ipc.shm import ORDERED
+from mpsteps._ipc.standing import ENDED
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
@@ -202,8 +203,8 @@ class ProcessEngine:
             for m in messages:
                 if m[0] > 0 and m[5] and "peers" in m[5]:
                     m[5]["peers"] = {
-                        p: (worker, new.get(p) or self._number_of(worker, p), apart)
-                        for p, (worker, apart) in m[5]["peers"].items()
+                        p: (worker, ENDED if has_ended else new.get(p) or self._number_of(worker, p), apart)
+                        for p, (worker, apart, has_ended) in m[5]["peers"].items()
                     }
 
     def _number_of(self, worker: int, step: int) -> int:
