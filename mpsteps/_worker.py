@@ -32,7 +32,10 @@ from mpsteps.errors import InternalError, MpstepsError, SerializationError, Usag
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
-"""Replies are kept back at most about this long while there are more steps to run."""
+"""While there are more steps to run, replies are kept back at most about this long if some worker has nothing to do."""
+LATEST_SECONDS = 2e-3
+"""... and this long if all have: half of what a lane is given ahead of time, so that it does not run dry. What is told
+seldom costs the coordinator little, and it takes the core of a worker where there are no more cores than workers."""
 FLUSH_COUNT = 128
 RECENT_STEPS = 1024
 """So many finished steps a worker remembers, for those that are sent ahead: several times the depth of a lane."""
@@ -244,10 +247,14 @@ class Worker:
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
-            if ended - self._flushed > FLUSH_SECONDS or kept >= FLUSH_COUNT or leaving:
+            if ended - self._flushed > FLUSH_SECONDS and self._is_due(ended) or kept >= FLUSH_COUNT or leaving:
                 self._flush()
             if leaving:
                 self._after_failure()
+
+    def _is_due(self, now: float) -> bool:
+        """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""
+        return now - self._flushed > LATEST_SECONDS or self._end.peers.some_idle()
 
     def _keep_reply(self, step: int, seconds: float, used: float) -> int:
         """Add a step that left nothing to those that are told in one message; how many they are."""
@@ -435,7 +442,8 @@ class Worker:
         for step, peer in peers.items():
             finished = have_finished(*peer, 0.0)
             if finished is None and self._patient:
-                finished = have_finished(*peer, self._flushed + FLUSH_SECONDS - time.perf_counter())
+                most = FLUSH_SECONDS if self._end.peers.some_idle() else LATEST_SECONDS
+                finished = have_finished(*peer, self._flushed + most - time.perf_counter())
                 if finished is None:
                     self._flush()
                     finished = have_finished(*peer, PEER_SECONDS)

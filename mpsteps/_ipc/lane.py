@@ -19,7 +19,7 @@ from typing import Sequence
 from mpsteps._ipc import shm
 from mpsteps._ipc.bell import LONGEST_SLEEP, SPIN, Bell, Sleeper, Waker
 from mpsteps._ipc.ring import Payload, Ring, RingReader, RingWriter
-from mpsteps._ipc.standing import PAGE, PAGES, Peers, Standing
+from mpsteps._ipc.standing import IDLE, PAGE, PAGES, Peers, Standing
 
 #: Bytes of each of a lane's two rings, unless told otherwise: some thousand short step messages.
 CAPACITY = 1 << 18
@@ -196,8 +196,8 @@ def left_words(fd: int) -> tuple[int, int] | None:
 
 
 class Board:
-    """Pages that all workers see. The first has the coordinator's `asleep` word, and only it writes there; with it goes
-    its bell. Each worker has one of its own, for its `Standing`."""
+    """Pages that all workers see. The first has the coordinator's words `asleep`, with which goes its bell, and `idle`;
+    only it writes there. Each worker has one of its own, for its `Standing`."""
 
     def __init__(self, fd: int, bell: Bell, readonly: bool) -> None:
         self.bell = bell
@@ -205,6 +205,7 @@ class Board:
         self._memory = shm.attach(fd, readonly=readonly)
         self._views: list[memoryview] = []
         self._standing: Standing | None = None
+        self._own: memoryview | None = None
 
     @classmethod
     def create(cls) -> Board:
@@ -239,6 +240,12 @@ class Board:
         """Reserve the page of a worker that is about to be started. Raises EngineError where there is no memory."""
         if number < PAGES:
             shm.reserve(self._fd, number * PAGE, PAGE)
+
+    def say_idle(self, idle: bool) -> None:
+        """Tell all workers whether one of them has nothing to do. The coordinator's only."""
+        if self._own is None:
+            self._own = self._word()
+        self._own[IDLE] = idle
 
     def standing(self, number: int) -> Standing:
         """The words that worker `number`, which this process is, stores: made once."""

@@ -95,6 +95,7 @@ class ProcessEngine:
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
         self._stopping = False
+        self._idle = False  # what the board says
         self._woken = False  # set by any thread: `wait` is to return
         self._asleep = False  # set by the coordinator's thread only
         self._owner = 0
@@ -245,6 +246,7 @@ class ProcessEngine:
 
     def wait(self, timeout: Optional[float]) -> List[Happening]:
         """Look at all lanes; sleep if there is nothing, until a bell, a death or the time."""
+        self._say_idle()
         found = self._collect()
         if found or timeout == 0 or self._woken:
             self._woken = False
@@ -267,6 +269,13 @@ class ProcessEngine:
             if self._spin:
                 self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
         return self._collect() + self._take_happened()
+
+    def _say_idle(self) -> None:
+        """Workers tell sooner what they have finished while another one waits for something to do."""
+        idle = any(w.ready and not w.in_lane for w in self._workers.values())
+        if idle != self._idle and self._board is not None:
+            self._idle = idle
+            self._board.say_idle(idle)
 
     def _spin_until_pending(self, timeout: Optional[float]) -> bool:
         stop = time.perf_counter() + (self._spin if timeout is None else min(self._spin, timeout))
