@@ -17,7 +17,7 @@ import heapq
 import signal
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from mpsteps._core.events import (
     Closed,
@@ -257,7 +257,7 @@ class Coordinator:
         return worker, work.take_orders() + [m for m in made if type(m) is not Failure]
 
     def _sent_ahead(
-        self, step: int, message: Message, before: Tuple[int, ...], across: Optional[Dict[int, int]]
+        self, step: int, message: Message, before: Tuple[int, ...], across: Optional[Mapping[int, int]]
     ) -> Message:
         """The message of a step that was assigned before its prerequisites `before` had finished, those of `across` in
         other lanes."""

@@ -45,8 +45,8 @@ _TOO_LARGE = b""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
 PEER_SECONDS = 20e-3
-"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes are
-given ahead of time."""
+"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes
+are given ahead of time."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 MEMORY_LEFT = 64 << 20
@@ -247,7 +247,7 @@ class Worker:
             # process die before the reply is sent. One with content must be in the ring before the next step begins.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
-            if ended - self._flushed > FLUSH_SECONDS and self._is_due(ended) or kept >= FLUSH_COUNT or leaving:
+            if (ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)) or kept >= FLUSH_COUNT or leaving:
                 self._flush()
             if leaving:
                 self._after_failure()

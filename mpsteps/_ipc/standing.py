@@ -84,7 +84,8 @@ class Peers:
         stop = tired = 0.0
         while True:
             finished = number < 0 or words[done] >= number
-            if words[told] != apart or (words[back] >= number > 0):  # loaded after `done`, stored before it: see README.md
+            # Loaded after `done`, stored before it: see README.md.
+            if words[told] != apart or words[back] >= number > 0:
                 return False
             if finished:
                 return True

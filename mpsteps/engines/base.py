@@ -17,7 +17,7 @@ class WorkerUp(NamedTuple):
 
 
 class Replies(NamedTuple):
-    """What a worker put into its lane, in order. `apart`: how many of its steps, with these and all before, left something
+    """What a worker put into its lane, in order. `apart`: how many of its steps, these and all before, left something
     or failed, as it counts them itself (see `mpsteps._ipc.standing`)."""
 
     worker: int
