@@ -38,10 +38,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "counts a prerequisite down twice": Mutant("graph", "left = missing[d] - 1", "left = max(0, missing[d] - 2)"),
     "counts a prerequisite once that is named twice": Mutant(
-        "graph", "self._missing[step] += count", "self._missing[step] += len(set(prerequisites))"
+        "graph", "self.missing[step] += count", "self.missing[step] += len(set(prerequisites))"
     ),
     "takes all steps of a run for ready": Mutant(
-        "scheduler", "if missing(step) or statuses[step] != _BLOCKED:", "if False:"
+        "scheduler", "if missing[step] or statuses[step] != _BLOCKED:", "if False:"
     ),
     "hands out no step of a run": Mutant("scheduler", "self._waiting.plain.extend(ready)", "pass"),
     "counts a row of steps as one": Mutant("register", "            same += 1\n", "            same = 1\n"),
@@ -155,8 +155,8 @@ MUTANTS: dict[str, Mutant] = {
     "does not begin what it sends across": Mutant("sending_ahead", "self._begun.append((worker, step))", "pass"),
     "follows steps of a lane that stalls": Mutant(
         "sending_ahead",
-        "if worker not in lanes:\n                return 0, 0.0",
-        "if worker not in lanes:\n                continue",
+        "            if worker not in lanes:\n                return 0, 0.0\n",
+        "",
     ),
     "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
     "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
