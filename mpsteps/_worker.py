@@ -207,7 +207,7 @@ class Worker:
         step, extras = message[0], message[5]
         self._recent.pop(step, None)  # an earlier step of a pool may have had this number
         may_run = not extras or "ahead" not in extras or self._may_follow(extras)
-        if not self._end.begin(self._number) or not may_run:
+        if not may_run or not self._end.begin(self._number):  # what is not begun is nobody's victim
             if message[4] is not None:
                 self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
             self._end.standing.give_back(self._number)

@@ -61,7 +61,7 @@ class Ahead:
         """`follow_all` for one step."""
         followed, missing = self._followed, self._graph.missing
         followed[p] = (worker, end)
-        plain = self._across and lanes > 1 and self._register.functions[p] not in self._wary
+        plain = self._across and self._register.functions[p] not in self._wary
         enabled: List[Tuple[int, int]] = []
         for d in self._graph.dependants(p):
             count = missing[d]

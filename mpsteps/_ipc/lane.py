@@ -129,7 +129,7 @@ class WorkerEnd:
     def begin(self, number: int) -> bool:
         """Announce that message `number` is about to be run; False: it was taken back, answer so and do not run it.
 
-        Numbers start at 1 and rise. Every message is announced, also the ones that are then passed over.
+        Numbers start at 1 and rise. One that is passed over need not be announced.
         """
         self._words[_BEGUN] = number
         self._fence()
