@@ -231,3 +231,33 @@ def test_a_value_of_a_step_of_another_lane_is_there(tmp_path: Path) -> None:
     protocol = Valued(workingDir=str(tmp_path / "run"), numberOfThreads=2)
     protocol.run()
     assert protocol.isFinished(), protocol.getErrorMessage()
+
+
+class Patient(Layers):
+    """One of many short steps waits for what depends on all the others: those before it in its lane, whose end its
+    worker has not told yet, and those behind it."""
+
+    def _insertAllSteps(self) -> None:
+        up = self._insertStart()
+        short = [self._insertFunctionStep(self.shortStep, i, prerequisites=up) for i in range(200)]
+        for i, step in enumerate(short):
+            if i != 120:
+                self._insertFunctionStep(self.afterStep, i, prerequisites=[step])
+
+    def shortStep(self, i: int) -> None:
+        """Nothing, or a wait for the others."""
+        deadline = time.monotonic() + 60
+        while i == 120 and len(os.listdir(self._getExtraPath())) < 199:
+            assert time.monotonic() < deadline, f"only {len(os.listdir(self._getExtraPath()))} have run"
+            time.sleep(0.001)
+
+    def afterStep(self, i: int) -> None:
+        """Leaves a file."""
+        Path(self._getExtraPath(str(i))).touch()
+
+
+def test_a_long_step_delays_neither_what_is_behind_it_nor_what_waits_for_those_before_it(tmp_path: Path) -> None:
+    """Its lane is relieved: their ends are told without its worker's help, and the rest goes to others."""
+    protocol = Patient(workingDir=str(tmp_path / "run"), numberOfThreads=2)
+    protocol.run()
+    assert protocol.isFinished(), protocol.getErrorMessage()
