@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, List, Tuple
 
 import pytest
 
@@ -21,7 +21,7 @@ WIDTH, LAYERS = 4, 60
 
 
 @pytest.fixture
-def followed(monkeypatch: pytest.MonkeyPatch) -> Iterator[List[int]]:
+def followed(monkeypatch: pytest.MonkeyPatch) -> List[int]:
     """The steps that were sent behind one of another lane."""
     steps: List[int] = []
     sent_ahead = Coordinator._sent_ahead
@@ -33,7 +33,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> Iterator[List[int]]:
         return message
 
     monkeypatch.setattr(Coordinator, "_sent_ahead", watched)
-    yield steps
+    return steps
 
 
 class Layers(Protocol):
@@ -171,8 +171,7 @@ def test_who_follows_one_that_fails_does_not_run(tmp_path: Path, followed: List[
     assert protocol.isFailed()
     lost = downstream(30, 1)
     assert ran(protocol) == [cell for cell in ALL if cell not in lost]
-    failed = [step for step in protocol.getSteps() if step.getStatus() == mpsteps.STATUS_FAILED]
-    assert [(step.argsStr) for step in failed] and len(failed) == 1
+    assert [step.getStatus() for step in protocol.getSteps()].count(mpsteps.STATUS_FAILED) == 1
     assert followed
 
 
