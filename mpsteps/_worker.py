@@ -22,6 +22,7 @@ from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._ipc.shm import ORDERED
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
@@ -77,6 +78,7 @@ class Worker:
         self._answers: Deque[bytes] = deque()
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
+        self._unseen = 0  # how many frames were put into the ring without waking the coordinator
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
         self._running = 0  # the step that runs, or ran last
@@ -149,13 +151,22 @@ class Worker:
             self._leaving = True
 
     def _flush(self) -> None:
+        """Tell the coordinator all that it has not been told."""
+        self._put()
+        if self._unseen:
+            self._unseen = 0
+            self._end.wake.wake()
+        self._flushed = time.perf_counter()
+
+    def _put(self) -> None:
+        """Put what was kept into the ring. The coordinator sees it when it is next woken, or when this process dies."""
         replies = self._replies
         if replies:
             self._replies = []
             self._finished = None
             self._owes = False
-            self._end.send_all(wire.encode(replies))
-        self._flushed = time.perf_counter()
+            self._unseen += 1
+            self._end.put(wire.encode(replies))
 
     def _reply(self, message: Tuple[Any, ...]) -> None:
         self._replies.append(message)
@@ -236,15 +247,18 @@ class Worker:
             self._remember(step, extras.get("value"))
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras))
-            self._flush()
+            self._put()  # its content must be where the coordinator finds it before the next step begins
+            late = ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)
+            if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
+                self._flush()
             if leaving:
                 self._after_failure()
         else:
             self._remember(step, None)
             if self._owes:
-                self._flush()  # before `finish` counts messages that were given back among those that were run
+                self._put()  # before `finish` counts messages that were given back among those that were run
             # This one may be kept back for a while: the word alone says that the step has finished, should this
-            # process die before the reply is sent. One with content must be in the ring before the next step begins.
+            # process die before the reply is sent.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
             if (ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)) or kept >= FLUSH_COUNT or leaving:
