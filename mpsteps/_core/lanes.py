@@ -173,7 +173,7 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
-        if self.ahead is not None and stirred and self.ahead.has_next():
+        if self.ahead is not None and stirred and self.ahead.look(self._open_steps(), len(self._lanes) - 1):
             self._assign_ahead(self.ahead, commands)
 
     def _begin(self, worker: int, step: int, commands: List[Command]) -> None:

@@ -71,6 +71,7 @@ class SendingAhead:
                     ahead.put_back(worker, taken)
                 break
             self._send(step, (prerequisite,), lane, sent)
+            ahead.sent(step)
             lane.expected += expected
             lane.sent += expected
             length += 1
