@@ -33,7 +33,8 @@ from mpsteps.errors import InternalError, MpstepsError, SerializationError, Usag
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
-"""While there are more steps to run, replies are kept back at most about this long if some worker has nothing to do."""
+"""While there are more steps to run, replies are kept back at most about this long if they have a content, or if some
+worker has nothing to do."""
 LATEST_SECONDS = 2e-3
 """... and this long if all have: half of what a lane is given ahead of time, so that it does not run dry. What is told
 seldom costs the coordinator little, and it takes the core of a worker where there are no more cores than workers."""
@@ -248,7 +249,7 @@ class Worker:
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras))
             self._put()  # its content must be where the coordinator finds it before the next step begins
-            late = ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)
+            late = ended - self._flushed > FLUSH_SECONDS  # somebody may be waiting for it
             if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
                 self._flush()
             if leaving:

@@ -194,7 +194,7 @@ class Ahead:
         for p, (w, _) in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
         for step, covered in self._covered.items():
-            assert self._register.statuses[step] not in (Status.READY, Status.FINISHED), f"{step} waits for nobody"
+            assert self._graph.missing[step], f"step {step} waits for nobody"
             assert len(covered) == len(set(covered))
         early = {s for s in where if self._graph.missing[s]}
         assert self._early == early, f"early in lanes are {sorted(early)}, not {sorted(self._early)}"
