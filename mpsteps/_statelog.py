@@ -17,6 +17,10 @@ replies have been taken in; what it changed in later ones comes after the news i
 Conflicts. What a step changed is merged (`_ipc.merge`) with what others changed and its worker had not heard of when
 the step was sent. If that cannot be done, nothing of what the step changed is taken: `merge` raises StateConflict, the
 step fails, and its worker, which believes otherwise, hears of the truth again (a *correction*, for it alone).
+
+The lock. A step that takes `self._lock` tells what it has changed before it enters and when it leaves, and hears of all
+that there is when it is let in (`granted`). What it changes under the lock is so concurrent only with changes that
+others made without.
 """
 
 from __future__ import annotations
@@ -132,13 +136,22 @@ class StateLog:
         """These steps go to `worker` behind one that brings it all news."""
         self._base.update(dict.fromkeys(steps, (worker, self.version)))
 
-    def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
-        """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
+    def granted(self, worker: int) -> List[News]:
+        """What `worker` must hear of in the middle of the step that it runs: all that there is. Also the steps that it
+        has been sent and has not begun will have heard of that."""
+        news = self.news(worker, tuple(step for step, (w, _) in self._base.items() if w == worker))
+        return [] if news is None else [news]
+
+    def merge(self, worker: int, step: int, parcel: bytes, ended: bool = True) -> bytes:
+        """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled. `ended`: it will make no
+        others.
 
         Raises StateConflict, and what loading the parcel raises: nothing is applied then.
         """
         self._merged[worker] += 1  # also if it cannot be opened: the worker has counted it
-        heard = self._base.pop(step, (worker, self.version))[1]
+        heard = self._base.get(step, (worker, self.version))[1]
+        if ended:
+            self._base.pop(step, None)
         unseen = self._entries[max(0, heard - self._offset) :]
         told = wire.unpack(parcel, self._target)
         edits = {change[1]: edit_of(change) for change in told}

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Set, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
@@ -27,7 +27,9 @@ from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
 from mpsteps._results import check_result_files
 from mpsteps._surroundings import LOOK_SECONDS, Surroundings
+from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
+from mpsteps._worker_lock import WorkerLock
 from mpsteps.errors import InternalError, MpstepsError, SerializationError, UsageError
 from mpsteps.report import format_bytes
 
@@ -66,17 +68,22 @@ class Worker:
         self._look_at = 0.0
         self._trusted = self._surroundings.trusted
         self._memory_at_start = 0
-        self._forked = False  # this process is a fork of the worker, made by a step
+        self.turns = Turns()
+        self.is_fork = False  # this process is a fork of the worker, made by a step
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
         self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
-        self._answers: Deque[bytes] = deque()
+        self._lock: Optional[WorkerLock] = None  # that of the protocol
+        self._asked = self._answered = 0  # how many requests there were, how many of them have been answered
+        self._answers: Dict[int, bytes] = {}  # number of the request -> answer
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
-        self._running = 0  # the step that runs, or ran last
+        self.running = 0  # the step that runs, or ran last
+        self._function_of_step: Any = None
+        self._lost_changes: Optional[wire.Failure] = None  # of the step that runs: some cannot travel
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
@@ -117,11 +124,11 @@ class Worker:
             print(f"mpsteps worker {os.getpid()}: {error}", file=sys.stderr, flush=True)
             return EXIT_LANE_BROKEN
 
-    def _receive(self, block: bool) -> None:
+    def _receive(self, block: bool, seconds: Optional[float] = None) -> None:
         end = self._end
         if block and not end.receive.pending():
             started = time.perf_counter()
-            end.sleeper.wait(end.receive.pending, None, self._spin)
+            self.turns.sleep(lambda: end.sleeper.wait(end.receive.pending, seconds, self._spin), seconds)
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             self._cpu = time.process_time()
         for frame in end.receive.drain():
@@ -136,7 +143,11 @@ class Worker:
         if order == wire.FUNCTION:
             self._functions[message[1]] = message[2]
         elif order == wire.ANSWER:
-            self._answers.append(message[1])
+            self._answered += 1
+            self._answers[self._answered] = message[1]
+        elif order == wire.GRANT:
+            assert self._lock is not None
+            self._lock.answered(*message[1:])
         elif order == wire.FREE:
             for key in message[1]:
                 self._blocks.arena.free(key)
@@ -160,16 +171,71 @@ class Worker:
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
-        if self._forked:
+        if self.is_fork:
             raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
-        self._reply((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
-        self._flush()
-        while not self._answers:
-            self._receive(block=True)
-        good, value = wire.unpack(self._answers.popleft(), self._protocol)
+        parcel = wire.pack(args, self._protocol)
+        with self.turns:
+            self._asked = number = self._asked + 1
+            self.tell((-wire.REQUEST, self.running, name, parcel))
+            while number not in self._answers:
+                self.listen(None)
+            answer = self._answers.pop(number)
+        good, value = self.unpack(answer)
         if not good:
             raise value
         return value
+
+    # What `self._lock` and requests need; by the thread whose turn it is.
+
+    def tell(self, message: Tuple[Any, ...]) -> None:
+        """Send this, after all that is to be said before."""
+        self._reply(message)
+        self._flush()
+
+    def listen(self, seconds: Optional[float]) -> None:
+        """Take in what comes, waiting for it at most so long."""
+        self._receive(True, seconds)
+
+    def unpack(self, parcel: bytes) -> Any:
+        """Open a parcel."""
+        return wire.unpack(parcel, self._protocol)
+
+    def tell_changes(self) -> None:
+        """Tell what the step that runs has changed so far, with what is told next."""
+        assert self._tracker is not None
+        if not self._tracker.unchanged():
+            self._tell_changes(self._tracker.changes)
+
+    def _tell_changes(self, changes: Callable[[], List[state.Change]]) -> None:
+        found: Dict[str, Any] = {}
+        failure = self._pack_changes(changes, self._function_of_step, found, None)
+        if failure is not None:
+            self._lost_changes = failure  # the step fails, also if its code goes on as if nothing were
+            raise SerializationError(failure.message)
+        if found:
+            self._reply((-wire.CHANGED, self.running, found["changes"]))
+
+    def hear_later(self, news: List[Any]) -> None:
+        """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
+        for i, m in enumerate(self._queue):
+            if m[4] is not None:
+                self._unheard.append(m[4])
+                self._queue[i] = (*m[:4], None, *m[5:])
+        self._unheard.extend(news)
+
+    def hear_now(self) -> None:
+        """Take in what others changed, in the middle of a step."""
+        if not self._unheard or self._tracker is None:
+            return
+        late = self._tracker.changes()  # by other threads of the step, since the lock was asked for
+        try:
+            touched = self._hear(None, late)
+        except BaseException as error:
+            self._lost_changes = _cannot_open(error, "a change of self by an earlier step")
+            raise
+        rest = [change for change in late if change[1] not in touched]
+        if rest:
+            self._tell_changes(lambda: rest)
 
     # -------------------------------------------------------------------- set-up
 
@@ -188,6 +254,7 @@ class Worker:
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
                 self._protocol._stepsExecutor = self._context
+                self._protocol._lock = self._lock = WorkerLock(self)
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
             self._surroundings.take()
@@ -211,7 +278,7 @@ class Worker:
             self._reply((-wire.RETURNED, step))
             self._owes = True
             return
-        self._running = step
+        self.running = step
         started = time.perf_counter()
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
@@ -299,7 +366,9 @@ class Worker:
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
-        self._forked = True
+        self.is_fork = True
+        self.turns = Turns()  # another thread of the step may have had the old one
+        self.turns.open()
         self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
         self._output = None
 
@@ -353,14 +422,19 @@ class Worker:
         context.step, context.attempt = step, attempt
         if gpus or context.gpus:
             self._use_cards(gpus)
+        self._function_of_step = fn
         try:
-            value = function(*args, **kwargs)
+            self.turns.open()
+            try:
+                value = function(*args, **kwargs)
+            finally:
+                self.turns.close()
             if value is not None and self._protocol is not None:
                 files = check_result_files(value)
                 if files:
                     found["files"] = files
         except BaseException as error:
-            if self._forked:
+            if self.is_fork:
                 _end_fork(error)
             failure = wire.describe(error)
             if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
@@ -371,11 +445,22 @@ class Worker:
                 failure = self._pack_value(value, found)
             value = None
         del function, args, kwargs
+        if self._lock is not None and self._lock.used:
+            failure = self._end_lock(found, failure)
         if self._tracker is not None and not self._tracker.unchanged():
-            failure = self._pack_changes(fn, found, failure)
+            failure = self._pack_changes(self._tracker.changes, fn, found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _end_lock(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+        """A step that has had `self._lock` leaves something, if only that it has heard of what others left: who follows
+        it must hear of that, too."""
+        assert self._lock is not None
+        self._lock.end_step()
+        found["lock"] = True
+        failure, self._lost_changes = failure or self._lost_changes, None
+        return failure
 
     def _note_blocks(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """Tell which blocks something here still reads, now that the step's own variables are gone."""
@@ -393,9 +478,12 @@ class Worker:
         if self._protocol is None:
             _context.enter_process(self._context if gpus else None)
 
-    def _hear(self, news: Any) -> None:
-        """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
+    def _hear(self, news: Any, late: Sequence[state.Change] = ()) -> Set[str]:
+        """Take in what others changed; see `mpsteps._statelog` for what comes before what. `late`: what the step that
+        runs has changed and nobody was told of. Returns the names of the attributes."""
         unheard = self._unheard
+        touched: Set[str] = set()
+        own_late = [(c, self._writes_of(self._function_of_step)) for c in late]
         if news is not None:
             unheard.append(news)
         while unheard:
@@ -408,8 +496,10 @@ class Worker:
                 again = [
                     (c, self._writes_of(fn)) for _, fn, own in pending for c in wire.unpack(own, self._protocol)
                 ]  # fmt: skip
-                self._tracker.apply(changes, again)
+                self._tracker.apply(changes, again, own_late)
+                touched.update(change[1] for change in changes)
             del unheard[0]
+        return touched
 
     def _writes_of(self, fn: Any) -> Any:
         """What the code of a step of this worker does with attributes."""
@@ -483,12 +573,10 @@ class Worker:
             return _cannot_send(error, "result", f"the result (of type {type(value).__name__})")
 
     def _pack_changes(
-        self, fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
+        self, find: Callable[[], List[state.Change]], fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
     ) -> Optional[wire.Failure]:
-        tracker = self._tracker
-        assert tracker is not None
         try:
-            changes = tracker.changes()
+            changes = find()
             if changes:
                 found["changes"] = state.pack_changes(changes, self._protocol)
                 self._reported += 1

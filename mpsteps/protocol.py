@@ -114,7 +114,7 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         self._stepMethods: Dict[Any, str] = {}  # functions that are known to be methods of this object: their names
         self._stepsExecutor: Any = CurrentStep(self)
         self._log = logger
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()  # while it runs: that of the run, see `_protocol_lock`
         self._currentDir: Optional[str] = None
         self._stepsDone = Integer(0)
         self._numberOfSteps = Integer(0)

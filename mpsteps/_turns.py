@@ -1,0 +1,62 @@
+"""Who of a worker's threads may speak with the coordinator.
+
+Between steps that is the worker's own loop alone. While a step runs, it is whichever thread of the step wants to insert
+a step or to have `self._lock`, one at a time. A thread that has outlived its step is told so: what it would say has no
+step any more that it could belong to.
+
+Several may wait for an answer. One of them sleeps on the lane's bell and takes in whatever comes, for all; the others
+wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable, Optional
+
+from mpsteps.errors import UsageError
+
+
+class Turns:
+    """A lock that the worker's loop holds, but while the code of a step runs."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        self._is_open = False
+        self._sleeps = False  # some thread is asleep in `sleep`
+        self._mutex.acquire()
+
+    def open(self) -> None:
+        """The loop lets the code of a step run."""
+        self._is_open = True
+        self._mutex.release()
+
+    def close(self) -> None:
+        """The code of the step has come to its end."""
+        self._mutex.acquire()
+        self._is_open = False
+
+    def __enter__(self) -> None:
+        """For a thread of the step: nobody else speaks until it is left, except in `sleep`."""
+        self._mutex.acquire()
+        if not self._is_open:
+            self._mutex.release()
+            raise UsageError("this thread has outlived its step: it can neither insert steps nor take self._lock")
+
+    def __exit__(self, *_error: object) -> None:
+        self._mutex.release()
+
+    def sleep(self, wait: Callable[[], object], seconds: Optional[float]) -> None:
+        """Let others speak until `wait()` returns, or until somebody else has slept, or `seconds` have passed. By who
+        has the turn; afterwards he has it again."""
+        if self._sleeps:
+            self._changed.wait(seconds)
+            return
+        self._sleeps = True
+        self._mutex.release()
+        try:
+            wait()
+        finally:
+            self._mutex.acquire()
+            self._sleeps = False
+            self._changed.notify_all()
