@@ -9,8 +9,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 
 class Claim(NamedTuple):
-    """One wish to have the lock. `step`: for which it was made (0: for none); `worker`: where that runs; `ticket`: tells
-    the claims of one worker apart."""
+    """One wish to have the lock. `step`: for which it was made (0: for none); `worker`: where that runs; `ticket`: which
+    of that worker's claims it is."""
 
     step: int
     worker: int
@@ -28,8 +28,8 @@ class LockQueue:
         self._waiting: Dict[Claim, None] = {}
 
     def ask(self, claim: Claim, wait: bool = True) -> bool:
-        """Whether `claim` has the lock now; if not, and it is to `wait`, it stands at the end of the queue. Asking again
-        changes nothing."""
+        """Whether `claim` has the lock now; if not, and it is to `wait`, it stands in the queue, at its end. Asking
+        again changes nothing."""
         if self.holder is None:
             self.holder = claim
         elif wait and claim != self.holder:

@@ -19,8 +19,8 @@ done         worker, time, [id, ...], [wall, ...], [cpu, ...]  steps have finish
                                                                times are microseconds, integers
 result       id, {"files": [...]}, {"value": base64} or        a step returned something; a large value is in that file
              {"stored": name}                                  of the folder values/
-published    id, base64                                        what an attempt of a step has changed in self so far, told
-                                                               while it runs, when it took or left the lock; pickled
+published    id, base64                                        what an attempt of a step has changed in self so far,
+                                                               told when it took or left the lock, pickled
 changed      id, base64                                        all else that it changed
 failed       id, worker, attempt, time, error                  an attempt failed; error is {type, message, traceback,
                                                                cause, exitcode, log, peak_kib}, each where it is known

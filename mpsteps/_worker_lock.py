@@ -1,8 +1,8 @@
-"""`self._lock` in a worker: asked for at the coordinator, who also tells what the step must see under it.
+"""`self._lock` in a worker: asked for at the coordinator, which also tells what the step must see under it.
 
-To enter: what the step has changed so far is told (CHANGED), then the lock is asked for (LOCK). The answer (GRANT) comes
-when it is this step's turn, and brings the latest state. To leave: what was changed meanwhile is told, and that the lock
-is free (UNLOCK); nothing is waited for, since the coordinator takes both in before anybody else is let in.
+To enter: what the step has changed so far is told (CHANGED), then the lock is asked for (LOCK). The answer (GRANT)
+comes when it is this step's turn, and brings the latest state. To leave: what was changed meanwhile is told, and that
+the lock is free (UNLOCK); nothing is waited for, since the coordinator takes in both before it lets anybody else in.
 
 Threads of one step exclude each other here, by an ordinary lock, before one of them asks.
 """
