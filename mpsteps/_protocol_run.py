@@ -192,7 +192,8 @@ class ProtocolRun:
         if answers and self._own is not None:
             self._own.collect()  # what the code of this process did under the lock
         for claim, outcome in answers:
-            news = self._state.granted(claim.worker) if self._state is not None and outcome is not False else []
+            assert self._state is not None
+            news = self._state.granted(claim.worker, claim.step) if outcome is not False else []
             orders.append((claim.worker, (-wire.GRANT, claim.ticket, outcome, news)))
         return orders
 
@@ -200,7 +201,7 @@ class ProtocolRun:
         """What a step has changed so far; that it wants the lock, or has left it."""
         what, step = -message[0], message[1]
         if what == wire.CHANGED:
-            self._publish(worker, step, message[2])
+            self._publish(worker, step, message[2], message[3])
             return
         claim = Claim(step, worker, message[2])
         if what == wire.UNLOCK:
@@ -211,13 +212,13 @@ class ProtocolRun:
         else:
             self._lock.ask(claim, message[3])
 
-    def _publish(self, worker: int, step: int, parcel: bytes) -> None:
+    def _publish(self, worker: int, step: int, parcel: bytes, late: bool) -> None:
         """Take in what a step has changed so far. If that is impossible it fails, at its end if not before."""
         assert self._state is not None
         if self._own is not None:
             self._own.before_merge()
         try:
-            self._recorder.published(step, self._state.merge(worker, step, parcel, ended=False))
+            self._recorder.published(step, self._state.merge(worker, step, parcel, False, late))
         except StateConflict as error:
             self._conflicts.setdefault(step, conflict_failure(error))
         except Exception as error:

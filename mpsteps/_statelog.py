@@ -85,7 +85,8 @@ class StateLog:
         self._heard: Dict[int, int] = {}  # worker -> it has heard of all entries with a smaller number
         self._merged: Dict[int, int] = {}  # worker -> number of its replies with changes that have been taken in
         self._confirmed: Dict[int, int] = {}  # worker -> how many of them it knows to be taken in
-        self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it had heard when it was sent)
+        self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it has heard)
+        self._before: Dict[int, int] = {}  # step that was let in by the lock -> what it had heard before that
 
     def watch(self, tracker: state.Tracker) -> state.Tracker:
         """From now on code in this process changes `target`, too, and this tracker tells what."""
@@ -108,7 +109,7 @@ class StateLog:
         self._merged.pop(worker, None)
         self._confirmed.pop(worker, None)
         for step in [s for s, (w, _) in self._base.items() if w == worker]:
-            del self._base[step]
+            self.settle(step)
         self._forget()
 
     def news(self, worker: int, steps: Tuple[int, ...]) -> News:
@@ -136,20 +137,25 @@ class StateLog:
         """These steps go to `worker` behind one that brings it all news."""
         self._base.update(dict.fromkeys(steps, (worker, self.version)))
 
-    def granted(self, worker: int) -> List[News]:
-        """What `worker` must hear of in the middle of the step that it runs: all that there is. Also the steps that it
+    def granted(self, worker: int, step: int) -> List[News]:
+        """What `worker` must hear of in the middle of `step`, which it runs: all that there is. Also the steps that it
         has been sent and has not begun will have heard of that."""
+        if step in self._base:
+            self._before[step] = self._base[step][1]
         news = self.news(worker, tuple(step for step, (w, _) in self._base.items() if w == worker))
         return [] if news is None else [news]
 
-    def merge(self, worker: int, step: int, parcel: bytes, ended: bool = True) -> bytes:
+    def merge(self, worker: int, step: int, parcel: bytes, ended: bool = True, late: bool = False) -> bytes:
         """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled. `ended`: it will make no
-        others.
+        others; `late`: it made these before it heard what `granted` told last.
 
         Raises StateConflict, and what loading the parcel raises: nothing is applied then.
         """
         self._merged[worker] += 1  # also if it cannot be opened: the worker has counted it
         heard = self._base.get(step, (worker, self.version))[1]
+        before = self._before.pop(step, heard)
+        if late:
+            heard = before
         if ended:
             self._base.pop(step, None)
         unseen = self._entries[max(0, heard - self._offset) :]
@@ -216,6 +222,7 @@ class StateLog:
     def settle(self, step: int) -> None:
         """A step ended without changes of self."""
         self._base.pop(step, None)
+        self._before.pop(step, None)
 
     def settle_all(self, steps: Sequence[int]) -> None:
         """The same for several."""
@@ -226,7 +233,7 @@ class StateLog:
     def _forget(self) -> None:
         """Drop entries of which every worker has heard; in larger pieces, since a list is cut from its front."""
         done = min(self._heard.values(), default=self.version) - self._offset
-        in_use = [base for _, base in self._base.values()]
+        in_use = [base for _, base in self._base.values()] + list(self._before.values())
         if in_use:
             done = min(done, min(in_use) - self._offset)
         if done > 64:

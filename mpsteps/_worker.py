@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
 from mpsteps import _context
 from mpsteps._image import load_image
@@ -204,16 +204,16 @@ class Worker:
         """Tell what the step that runs has changed so far, with what is told next."""
         assert self._tracker is not None
         if not self._tracker.unchanged():
-            self._tell_changes(self._tracker.changes)
+            self._tell_changes(False)
 
-    def _tell_changes(self, changes: Callable[[], List[state.Change]]) -> None:
+    def _tell_changes(self, late: bool) -> None:
         found: Dict[str, Any] = {}
-        failure = self._pack_changes(changes, self._function_of_step, found, None)
+        failure = self._pack_changes(self._function_of_step, found, None)
         if failure is not None:
             self._lost_changes = failure  # the step fails, also if its code goes on as if nothing were
             raise SerializationError(failure.message)
         if found:
-            self._reply((-wire.CHANGED, self.running, found["changes"]))
+            self._reply((-wire.CHANGED, self.running, found["changes"], late))
 
     def hear_later(self, news: List[Any]) -> None:
         """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
@@ -227,15 +227,9 @@ class Worker:
         """Take in what others changed, in the middle of a step."""
         if not self._unheard or self._tracker is None:
             return
-        late = self._tracker.changes()  # by other threads of the step, since the lock was asked for
-        try:
-            touched = self._hear(None, late)
-        except BaseException as error:
-            self._lost_changes = _cannot_open(error, "a change of self by an earlier step")
-            raise
-        rest = [change for change in late if change[1] not in touched]
-        if rest:
-            self._tell_changes(lambda: rest)
+        if not self._tracker.unchanged():  # by other threads of the step, since the lock was asked for
+            self._tell_changes(True)
+        self._hear(None)
 
     # -------------------------------------------------------------------- set-up
 
@@ -448,7 +442,7 @@ class Worker:
         if self._lock is not None and self._lock.used:
             failure = self._end_lock(found, failure)
         if self._tracker is not None and not self._tracker.unchanged():
-            failure = self._pack_changes(self._tracker.changes, fn, found, failure)
+            failure = self._pack_changes(fn, found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
@@ -478,12 +472,9 @@ class Worker:
         if self._protocol is None:
             _context.enter_process(self._context if gpus else None)
 
-    def _hear(self, news: Any, late: Sequence[state.Change] = ()) -> Set[str]:
-        """Take in what others changed; see `mpsteps._statelog` for what comes before what. `late`: what the step that
-        runs has changed and nobody was told of. Returns the names of the attributes."""
+    def _hear(self, news: Any) -> None:
+        """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
         unheard = self._unheard
-        touched: Set[str] = set()
-        own_late = [(c, self._writes_of(self._function_of_step)) for c in late]
         if news is not None:
             unheard.append(news)
         while unheard:
@@ -496,10 +487,8 @@ class Worker:
                 again = [
                     (c, self._writes_of(fn)) for _, fn, own in pending for c in wire.unpack(own, self._protocol)
                 ]  # fmt: skip
-                self._tracker.apply(changes, again, own_late)
-                touched.update(change[1] for change in changes)
+                self._tracker.apply(changes, again)
             del unheard[0]
-        return touched
 
     def _writes_of(self, fn: Any) -> Any:
         """What the code of a step of this worker does with attributes."""
@@ -573,10 +562,12 @@ class Worker:
             return _cannot_send(error, "result", f"the result (of type {type(value).__name__})")
 
     def _pack_changes(
-        self, find: Callable[[], List[state.Change]], fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
+        self, fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
     ) -> Optional[wire.Failure]:
+        tracker = self._tracker
+        assert tracker is not None
         try:
-            changes = find()
+            changes = tracker.changes()
             if changes:
                 found["changes"] = state.pack_changes(changes, self._protocol)
                 self._reported += 1

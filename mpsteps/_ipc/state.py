@@ -151,29 +151,29 @@ class Tracker:
             self._remember(name, value)
 
     def apply(
-        self, changes: Iterable[Change], pending: Sequence[Tuple[Change, Writes]] = (),
-        unreported: Sequence[Tuple[Change, Writes]] = (),
+        self, changes: Iterable[Change], pending: Sequence[Tuple[Change, Writes]] = ()
     ) -> None:  # fmt: skip
         """Carry out changes that others made, without reporting them as this object's own.
 
         `pending`: changes reported from here that those others had not heard of, each with what is known of its
         step's code. They come after `changes` in the truth: what they appended to the same lists is set aside
-        meanwhile, and they are carried out again. `unreported`: the same, of changes that `changes()` has told of and
-        that go nowhere yet; of attributes that others have changed, it will tell of them again.
+        meanwhile, and they are carried out again.
         """
         changes = list(changes)
         names = {change[1] for change in changes}
         again = [(change, writes) for change, writes in pending if change[1] in names]
-        late = [(change, writes) for change, writes in unreported if change[1] in names]
-        if again or late:
-            self._set_aside([change for change, _ in (*again, *late)])
+        if again:
+            self._set_aside([change for change, _ in again])
         attributes = vars(self._target)
-        clean = set() if again or late else {n for n in names if self._is_clean(n, attributes.get(n, ABSENT))}
+        clean = set() if again else {n for n in names if self._is_clean(n, attributes.get(n, ABSENT))}
         for change in changes:
             apply(self._target, change)
             if change[1] in clean:
                 self._follow_quietly(change, clean)
-        self._redo(again, changes)
+        for change, writes in again:
+            name = change[1]
+            news = [edit_of(other) for other in changes if other[1] == name]
+            carry_out(attributes, name, redone(edit_of(change), attributes.get(name, ABSENT), news, writes, name))
         for name in names:
             mark = self._marks.get(name)
             if name in clean:
@@ -183,15 +183,7 @@ class Tracker:
                 self._remember(name, attributes[name])
             else:
                 self._marks.pop(name, None)
-        self._redo(late, changes)
         self._names.clear()  # the next comparison lines everything up anew
-
-    def _redo(self, again: Sequence[Tuple[Change, Writes]], changes: Sequence[Change]) -> None:
-        attributes = vars(self._target)
-        for change, writes in again:
-            name = change[1]
-            news = [edit_of(other) for other in changes if other[1] == name]
-            carry_out(attributes, name, redone(edit_of(change), attributes.get(name, ABSENT), news, writes, name))
 
     def _is_clean(self, name: str, value: Any) -> bool:
         mark = self._marks.get(name)

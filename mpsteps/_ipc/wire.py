@@ -34,7 +34,8 @@ Messages from a worker:
                                                              keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
     (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
-    (-CHANGED, id, parcel)                                   what a step that runs has changed of self so far
+    (-CHANGED, id, parcel, late)                             what a step that runs has changed of self so far; `late`:
+                                                             before it heard what came with the last GRANT
     (-LOCK, id, ticket, wait)                                it asks for `self._lock`; without `wait`, it is to have it
                                                              at once or not at all, also if it has waited until now
     (-UNLOCK, id, ticket)                                    it has left it
