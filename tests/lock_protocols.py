@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from protocols import DEADLINE, Custom, meet, wait_until
+from protocols import DEADLINE, Custom, meet, note, notes, wait_until
 
 from mpsteps import step
 
@@ -255,6 +255,21 @@ class Shares(Custom):
         threading.Thread(target=later, daemon=True).start()
         started.wait(DEADLINE)
         self.log.append("ended")
+
+    # --------------------------------------------------------------------------- lanes
+
+    def noteUnderLock(self, name, waits):
+        """Short, as far as anybody knows; with `waits`, it takes the lock."""
+        if name:
+            note(self.notes.get(), name)
+        if waits:
+            with self._lock:
+                self.log.append(name)
+
+    def holdUntilNoted(self, here, count):
+        with self._lock:
+            open(here, "w").close()
+            wait_until(lambda: len(notes(self.notes.get())) >= count, f"for {count} notes")
 
     # ----------------------------------------------------------------------- conflicts
 
