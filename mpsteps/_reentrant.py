@@ -33,7 +33,7 @@ class ReentrantLock:
         if not blocking and timeout != -1:
             raise ValueError("can't specify a timeout for a non-blocking call")
         if timeout < 0 and timeout != -1:
-            raise ValueError("timeout value must be a non-negative number")
+            raise ValueError("timeout value must be positive")
         self._check()
         if self._owner == threading.get_ident():
             self._count += 1

@@ -24,6 +24,7 @@ class Turns:
         self._changed = threading.Condition(self._mutex)
         self._is_open = False
         self._sleeps = False  # some thread is asleep in `sleep`
+        self.disturbed = False  # it is to wake up, whatever it waits for
         self._mutex.acquire()
 
     def open(self) -> None:
@@ -46,6 +47,13 @@ class Turns:
     def __exit__(self, *_error: object) -> None:
         self._mutex.release()
 
+    def disturb(self, ring: Callable[[], object]) -> None:
+        """Wake who sleeps, if anybody does; `ring` makes his `wait()` look at `disturbed`."""
+        if self._sleeps:
+            self.disturbed = True
+            ring()
+        self._changed.notify_all()
+
     def sleep(self, wait: Callable[[], object], seconds: Optional[float]) -> None:
         """Let others speak until `wait()` returns, or until somebody else has slept, or `seconds` have passed. By who
         has the turn; afterwards he has it again."""
@@ -58,5 +66,5 @@ class Turns:
             wait()
         finally:
             self._mutex.acquire()
-            self._sleeps = False
+            self._sleeps = self.disturbed = False
             self._changed.notify_all()

@@ -128,7 +128,7 @@ class Worker:
         end = self._end
         if block and not end.receive.pending():
             started = time.perf_counter()
-            self.turns.sleep(lambda: end.sleeper.wait(end.receive.pending, seconds, self._spin), seconds)
+            self.turns.sleep(lambda: end.sleeper.wait(self._can_go_on, seconds, self._spin), seconds)
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             self._cpu = time.process_time()
         for frame in end.receive.drain():
@@ -137,6 +137,9 @@ class Worker:
                     self._queue.append(message)
                 else:
                     self._order(message)
+
+    def _can_go_on(self) -> bool:
+        return self._end.receive.pending() or self.turns.disturbed
 
     def _order(self, message: Tuple[Any, ...]) -> None:
         order = -message[0]
@@ -452,6 +455,7 @@ class Worker:
         it must hear of that, too."""
         assert self._lock is not None
         self._lock.end_step()
+        self.turns.disturb(self._end.sleeper.disturb)  # threads that have outlived the step, and wait
         found["lock"] = True
         failure, self._lost_changes = failure or self._lost_changes, None
         return failure

@@ -9,6 +9,7 @@ Threads of one step exclude each other here, by an ordinary lock, before one of 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import typing
@@ -97,8 +98,16 @@ class WorkerLock(ReentrantLock):
                 taken = self._ask(seconds != 0.0, until, threads)
         finally:
             if not taken:
-                threads.release()
+                self._let_go(threads)
         return taken
+
+    def _let_go(self, threads: Any) -> None:
+        """Let another thread of the step ask. After the step's end `end_step` has done so already."""
+        if threads is self._threads:
+            threads.release()
+        else:
+            with contextlib.suppress(RuntimeError):
+                threads.release()
 
     def _ask(self, wait: bool, until: Optional[float], threads: Any) -> bool:
         worker = self._worker
@@ -154,4 +163,4 @@ class WorkerLock(ReentrantLock):
                 finally:
                     worker.tell((-wire.UNLOCK, worker.running, self._ticket))
         finally:
-            threads.release()
+            self._let_go(threads)

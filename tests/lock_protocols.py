@@ -128,7 +128,7 @@ class Shares(Custom):
             try:
                 call()
             except Exception as error:
-                seen[name] = (type(error).__name__, str(error))
+                seen[name] = type(error).__name__
         seen["thread"] = self._askInThread()
         self.seen = seen
 
@@ -216,7 +216,10 @@ class Shares(Custom):
             os._exit(0)
         os.waitpid(pid, 0)
         self.seen = os.read(read, 4096).decode()
-        self.change(1, 1)
+        os.close(read)
+        os.close(write)
+        with self._lock:
+            self.change(1, 1)
         if held:
             self._lock.release()
 

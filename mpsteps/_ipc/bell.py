@@ -182,6 +182,10 @@ class Sleeper:
         """Wait for the bell alone, at most so long; whether it was rung. Does not clear it."""
         return bool(self._poll.poll(max(0, math.ceil(seconds * 1000))))
 
+    def disturb(self) -> None:
+        """Make a `wait` of another thread of this process look again. It must have something else to look at."""
+        self._bell.ring()
+
     def nap(self, seconds: float) -> None:
         """Wait for the bell, at most so long, and clear it: for the reader of a full ring to ring for room."""
         if self.sleep(seconds):
