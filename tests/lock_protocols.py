@@ -317,6 +317,33 @@ class Shares(Custom):
         wait_until(lambda: os.path.exists(release), f"for {release}")
         self.free.append("after")
 
+    def changeAfter(self, told):
+        wait_until(lambda: os.path.exists(told), f"for {told}")
+        with self._lock:
+            self.change(2, 50)
+
+    def failUnless(self, path):
+        if not os.path.exists(path):
+            raise FileNotFoundError(path)
+
+    @step(retries=1)
+    def failsOnce(self, tried):
+        first = not os.path.exists(tried)
+        open(tried, "w").close()
+        with self._lock:
+            self.change(1, 1)
+            self.free.append("first attempt" if first else "second attempt")
+        if first:
+            raise ValueError("the first attempt fails")
+
+    def addAndNote(self, i):
+        with self._lock:
+            self.sum += 1
+            self.free.append(i)
+            self.best = max(self.best, i)
+            self.names.add(i)
+        self.note(i)
+
     def seeAndRelease(self, told, release):
         wait_until(lambda: os.path.exists(told), f"for {told}")
         with self._lock:
