@@ -9,8 +9,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 
 class Claim(NamedTuple):
-    """One wish to have the lock. `step`: for which it was made (0: for none); `worker`: where that runs; `ticket`: which
-    of that worker's claims it is."""
+    """One wish to have the lock. `step`: for which it was made (0: none); `worker`: where that runs; `ticket`: which of
+    that worker's claims it is."""
 
     step: int
     worker: int

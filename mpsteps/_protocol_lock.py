@@ -1,10 +1,10 @@
 """`self._lock` in the coordinator's process: who has it, in whichever process he is.
 
 Workers claim it by messages, which the coordinator's loop hands on here. The code of this process (local steps,
-`_stepsCheck`, all steps of the inline engine, threads of the user's) has `HomeLock`, and stands in the same queue.
+`_stepsCheck`, all steps of the inline engine, the user's threads) has `HomeLock`, and stands in the same queue.
 
-The loop itself must not wait, or nobody could tell it that the lock is free. Where `_stepsCheck` has to wait, which runs
-in the loop's thread, it turns the loop meanwhile.
+The loop itself must not wait, or nobody could tell it that the lock is free. Where `_stepsCheck` has to wait, which
+runs in the loop's thread, it turns the loop meanwhile.
 """
 
 from __future__ import annotations

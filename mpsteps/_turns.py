@@ -2,7 +2,7 @@
 
 Between steps that is the worker's own loop alone. While a step runs, it is whichever thread of the step wants to insert
 a step or to have `self._lock`, one at a time. A thread that has outlived its step is told so: what it would say has no
-step any more that it could belong to.
+step any more that it could belong to. So is a process that a step has forked: it is no worker.
 
 Several may wait for an answer. One of them sleeps on the lane's bell and takes in whatever comes, for all; the others
 wait for it.
@@ -11,20 +11,24 @@ wait for it.
 from __future__ import annotations
 
 import threading
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional
 
 from mpsteps.errors import UsageError
 
 
 class Turns:
-    """A lock that the worker's loop holds, but while the code of a step runs."""
+    """A lock that the worker's loop holds, but while the code of a step runs. `forked`: this process is a fork of the
+    worker, made by a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, forked: bool = False) -> None:
+        self.forked = forked
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._is_open = False
         self._sleeps = False  # some thread is asleep in `sleep`
         self.disturbed = False  # it is to wake up, whatever it waits for
+        self._asked = self._answered = 0
+        self._answers: Dict[int, bytes] = {}  # number of the question -> answer
         self._mutex.acquire()
 
     def open(self) -> None:
@@ -39,6 +43,8 @@ class Turns:
 
     def __enter__(self) -> None:
         """For a thread of the step: nobody else speaks until it is left, except in `sleep`."""
+        if self.forked:
+            raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
         self._mutex.acquire()
         if not self._is_open:
             self._mutex.release()
@@ -46,6 +52,20 @@ class Turns:
 
     def __exit__(self, *_error: object) -> None:
         self._mutex.release()
+
+    def ask(self) -> int:
+        """The number of a question that is about to be asked. They are answered in their order."""
+        self._asked += 1
+        return self._asked
+
+    def answered(self, answer: bytes) -> None:
+        """The next answer has come."""
+        self._answered += 1
+        self._answers[self._answered] = answer
+
+    def take_answer(self, number: int) -> Optional[bytes]:
+        """The answer to that question, once; None: it has not come yet."""
+        return self._answers.pop(number, None)
 
     def disturb(self, ring: Callable[[], object]) -> None:
         """Wake who sleeps, if anybody does; `ring` makes his `wait()` look at `disturbed`."""

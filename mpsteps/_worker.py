@@ -30,7 +30,7 @@ from mpsteps._surroundings import LOOK_SECONDS, Surroundings
 from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
 from mpsteps._worker_lock import WorkerLock
-from mpsteps.errors import InternalError, MpstepsError, SerializationError, UsageError
+from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
@@ -69,21 +69,16 @@ class Worker:
         self._trusted = self._surroundings.trusted
         self._memory_at_start = 0
         self.turns = Turns()
-        self.is_fork = False  # this process is a fork of the worker, made by a step
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
         self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
         self._lock: Optional[WorkerLock] = None  # that of the protocol
-        self._asked = self._answered = 0  # how many requests there were, how many of them have been answered
-        self._answers: Dict[int, bytes] = {}  # number of the request -> answer
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
-        self.running = 0  # the step that runs, or ran last
-        self._function_of_step: Any = None
-        self._lost_changes: Optional[wire.Failure] = None  # of the step that runs: some cannot travel
+        self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
@@ -146,8 +141,7 @@ class Worker:
         if order == wire.FUNCTION:
             self._functions[message[1]] = message[2]
         elif order == wire.ANSWER:
-            self._answered += 1
-            self._answers[self._answered] = message[1]
+            self.turns.answered(message[1])
         elif order == wire.GRANT:
             assert self._lock is not None
             self._lock.answered(*message[1:])
@@ -174,21 +168,24 @@ class Worker:
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
-        if self.is_fork:
-            raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
         parcel = wire.pack(args, self._protocol)
         with self.turns:
-            self._asked = number = self._asked + 1
+            number, answer = self.turns.ask(), None
             self.tell((-wire.REQUEST, self.running, name, parcel))
-            while number not in self._answers:
+            while answer is None:
                 self.listen(None)
-            answer = self._answers.pop(number)
+                answer = self.turns.take_answer(number)
         good, value = self.unpack(answer)
         if not good:
             raise value
         return value
 
     # What `self._lock` and requests need; by the thread whose turn it is.
+
+    @property
+    def running(self) -> int:
+        """The step that runs, or ran last."""
+        return self._step[0]
 
     def tell(self, message: Tuple[Any, ...]) -> None:
         """Send this, after all that is to be said before."""
@@ -211,9 +208,10 @@ class Worker:
 
     def _tell_changes(self, late: bool) -> None:
         found: Dict[str, Any] = {}
-        failure = self._pack_changes(self._function_of_step, found, None)
+        failure = self._pack_changes(self._step[1], found, None)
         if failure is not None:
-            self._lost_changes = failure  # the step fails, also if its code goes on as if nothing were
+            assert self._lock is not None
+            self._lock.lost_changes = failure  # the step fails, also if its code goes on as if nothing were
             raise SerializationError(failure.message)
         if found:
             self._reply((-wire.CHANGED, self.running, found["changes"], late))
@@ -275,7 +273,7 @@ class Worker:
             self._reply((-wire.RETURNED, step))
             self._owes = True
             return
-        self.running = step
+        self._step = (step, message[2])
         started = time.perf_counter()
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
@@ -363,8 +361,7 @@ class Worker:
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
-        self.is_fork = True
-        self.turns = Turns()  # another thread of the step may have had the old one
+        self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
         self.turns.open()
         self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
         self._output = None
@@ -419,7 +416,6 @@ class Worker:
         context.step, context.attempt = step, attempt
         if gpus or context.gpus:
             self._use_cards(gpus)
-        self._function_of_step = fn
         try:
             self.turns.open()
             try:
@@ -431,7 +427,7 @@ class Worker:
                 if files:
                     found["files"] = files
         except BaseException as error:
-            if self.is_fork:
+            if self.turns.forked:
                 _end_fork(error)
             failure = wire.describe(error)
             if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
@@ -457,8 +453,7 @@ class Worker:
         self._lock.end_step()
         self.turns.disturb(self._end.sleeper.disturb)  # threads that have outlived the step, and wait
         found["lock"] = True
-        failure, self._lost_changes = failure or self._lost_changes, None
-        return failure
+        return failure or self._lock.take_lost()
 
     def _note_blocks(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """Tell which blocks something here still reads, now that the step's own variables are gone."""

@@ -31,7 +31,6 @@ class Speaks(typing.Protocol):
     """What the lock needs of its worker."""
 
     turns: Turns
-    is_fork: bool
 
     @property
     def running(self) -> int:
@@ -66,6 +65,12 @@ class WorkerLock(ReentrantLock):
         self._ticket = 0  # of the last claim
         self._answers: Dict[int, Union[None, bool, bytes]] = {}  # ticket of a claim that waits -> what it got
         self.used = False
+        self.lost_changes: Optional[wire.Failure] = None  # of the step that runs: some of its changes cannot travel
+
+    def take_lost(self) -> Optional[wire.Failure]:
+        """What has made changes of the step that has just ended unheard of, if anything has."""
+        lost, self.lost_changes = self.lost_changes, None
+        return lost
 
     def end_step(self) -> None:
         """The step is over, and with it all its claims. Only if it was `used`."""
@@ -82,7 +87,7 @@ class WorkerLock(ReentrantLock):
             self._answers[ticket] = outcome
 
     def _check(self) -> None:
-        if self._worker.is_fork:
+        if self._worker.turns.forked:
             raise UsageError(_FORKED)  # also where the step had it when it forked
 
     def _take(self, seconds: Optional[float]) -> bool:
@@ -154,7 +159,7 @@ class WorkerLock(ReentrantLock):
 
     def _give(self) -> None:
         worker, threads = self._worker, self._threads
-        if worker.is_fork:
+        if worker.turns.forked:
             return  # it is the step that has it, and not this copy of it
         try:
             with worker.turns:

@@ -20,7 +20,9 @@ from mpsteps import STATUS_FAILED, STATUS_FINISHED, Listener
 ENGINES = pytest.mark.parametrize("engine", ["inline", "processes"])
 
 
-def run(tmp_path: Any, insert: Callable[[Shares], None], threads: int = 2, cls: type = Shares, **options: Any) -> Shares:
+def run(
+    tmp_path: Any, insert: Callable[[Shares], None], threads: int = 2, cls: type = Shares, **options: Any
+) -> Shares:  # fmt: skip
     """A run that has ended; `keepGoing`, so that one failure does not hide what others do."""
     protocol = cls(insert, workingDir=str(tmp_path / "run"), numberOfThreads=threads, notes=str(tmp_path / "notes"))
     protocol.keepGoing = True
@@ -48,10 +50,10 @@ def parallel(*steps: Any) -> Callable[[Shares], None]:
     return insert
 
 
-# ------------------------------------------------------------------------------------------------------------ exact
+# --------------------------------------------------------------------------------------------------------------- exa
 @pytest.mark.parametrize("threads", [2, 8])
 def test_what_is_done_under_the_lock_is_what_threads_do(tmp_path, threads):
-    """Sums that read first, maxima, cells of a list, a dict that is made from itself, beside changes without the lock."""
+    """Sums that read first, maxima, cells of a list, a dict that is made from itself, beside free changes."""
     insert = parallel(*[("work", i, 5) for i in range(40)])
     expected = run(tmp_path / "inline", insert, engine="inline").plain()
 
@@ -87,7 +89,7 @@ def test_steps_check_takes_it_too(tmp_path, engine):
     assert len(protocol.chain) == protocol.counter + 1
 
 
-# ------------------------------------------------------------------------------------------------- what is offered
+# --------------------------------------------------------------------------------------------------- what is offered
 @pytest.mark.parametrize("place", ["inline", "worker"])
 def test_it_offers_what_an_rlock_offers(tmp_path, place):
     """Compared with a `threading.RLock`, which is what a protocol has while it does not run."""
@@ -125,7 +127,7 @@ def test_who_will_not_wait_is_told_at_once(tmp_path):
     assert protocol.seen == [False, False, 0, 1]
 
 
-# ----------------------------------------------------------------------------------------------------- what is seen
+# ------------------------------------------------------------------------------------------------------ what is seen
 def test_others_see_under_the_lock_what_a_step_that_still_runs_has_done(tmp_path):
     """All that it changed before it left the lock."""
     told, release = str(tmp_path / "told"), str(tmp_path / "release")
@@ -213,7 +215,9 @@ def test_the_death_of_who_waits_costs_nobody_else_a_turn(tmp_path):
     assert protocol.log == ["last"]
 
 
-@pytest.mark.parametrize(("engine", "step"), [("inline", "forget"), ("processes", "forget"), ("processes", "forgetHere")])
+@pytest.mark.parametrize(
+    ("engine", "step"), [("inline", "forget"), ("processes", "forget"), ("processes", "forgetHere")]
+)
 def test_who_never_leaves_it_loses_it_with_the_end_of_the_step(tmp_path, engine, step):
     """And a warning names the step."""
     protocol = finished(run(tmp_path, parallel((step,), *[("work", i) for i in range(4)]), engine=engine))
@@ -254,7 +258,7 @@ def test_both_ctrl_c_end_steps_that_hold_and_wait(tmp_path):
     thread.join(20)
 
 
-# --------------------------------------------------------------------------------------------------- odd processes
+# ----------------------------------------------------------------------------------------------------- odd processes
 @pytest.mark.parametrize("held", [False, True])
 @ENGINES
 def test_a_process_that_a_step_forks_is_told_that_it_cannot_have_it(tmp_path, engine, held):
@@ -286,7 +290,7 @@ def test_a_thread_that_has_outlived_its_step_cannot_have_it(tmp_path):
 
 def test_a_thread_that_waits_when_its_step_ends_is_told(tmp_path):
     """The step is not kept from ending, nor the worker from working."""
-    held, release, told = (str(tmp_path / name) for name in ("held", "release", "told"))
+    held, told = str(tmp_path / "held"), str(tmp_path / "told")
 
     def insert(protocol: Shares) -> None:
         protocol._insertFunctionStep("holdUntil", held, told, prerequisites=[])
@@ -301,7 +305,7 @@ def test_a_thread_that_waits_when_its_step_ends_is_told(tmp_path):
     assert protocol.counter == 1
 
 
-# -------------------------------------------------------------------------------------------------------- conflicts
+# --------------------------------------------------------------------------------------------------------- conflicts
 @pytest.mark.parametrize("catch", [False, True])
 def test_what_was_changed_before_is_a_conflict_there_and_then(tmp_path, catch):
     """Of what they set without the lock, one cannot be true: that step fails, even if its code goes on."""
@@ -326,7 +330,7 @@ def test_what_cannot_travel_is_an_error_there_and_then(tmp_path, catch):
     assert protocol.counter == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ lanes
+# ------------------------------------------------------------------------------------------------------------- lanes
 def test_what_is_behind_a_step_that_waits_is_run_elsewhere(tmp_path):
     """The holder goes on only once all the others have run, one of three workers waits, and its lane was full."""
     here, waits = str(tmp_path / "here"), str(tmp_path / "waits")

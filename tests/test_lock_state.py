@@ -1,7 +1,7 @@
 """Write-back and the lock: what is read and written under it is exact, whatever the order in which messages arrive.
 
-As in `test_statelog`, a worker is an object with a tracker and two lanes of messages, here with steps that tell what they
-have changed and are let in in the middle. Time passes only where a test says so.
+As in `test_statelog`, a worker is an object with a tracker and two lanes of messages, here with steps that tell what
+they have changed, and are let in in the middle. Time passes only where a test says so.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ without the lock while the first waits for it."""
 
 
 class Replica:
-    """One worker. It says ('changed' or 'late', step, parcel, what), ('lock', step), ('unlock', step, what), ('end', step, parcel,
-    what), where `what` is for the books of the test: numbers of free changes, or of those under the lock."""
+    """One worker. It says ('changed' or 'late', step, parcel, what), ('lock', step), ('unlock', step, what) and ('end',
+    step, parcel, what), where `what` is for the books of the test: numbers of changes, free or under the lock."""
 
     def __init__(self, number: int, image: Dict[str, Any], numbers: Any) -> None:
         self.number = number
@@ -250,7 +250,8 @@ class World:
     def _grant(self, claim: Optional[Claim]) -> None:
         if claim is not None:
             self.publish_own()
-            self.replicas[claim.worker].inbox.append(("grant", claim.step, self.log.granted(claim.worker, claim.step), None))
+            news = self.log.granted(claim.worker, claim.step)
+            self.replicas[claim.worker].inbox.append(("grant", claim.step, news, None))
 
     def act_here(self) -> None:
         """Code of the coordinator's process: with the lock, if it is free."""
@@ -327,7 +328,7 @@ def live(seed: int, moves: int, late: bool, deaths: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_comes_when_what_is_done_under_the_lock_is_exact(seed: int) -> None:
-    """Steps that enter and leave, some several times, some with changes before, between and after, beside local code."""
+    """Steps that enter and leave, some several times, some with free changes in between, beside local code."""
     live(seed, 400, late=False, deaths=False)
 
 
