@@ -25,7 +25,7 @@ others made without.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
 
 from mpsteps._conflicts import state_conflict
 from mpsteps._ipc import state, wire
@@ -86,6 +86,7 @@ class StateLog:
         self._merged: Dict[int, int] = {}  # worker -> number of its replies with changes that have been taken in
         self._confirmed: Dict[int, int] = {}  # worker -> how many of them it knows to be taken in
         self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it has heard)
+        self._published: Set[int] = set()  # steps in flight that have told of changes already
         self._before: Dict[int, int] = {}  # step that was let in by the lock -> what it had heard before that
 
     def watch(self, tracker: state.Tracker) -> state.Tracker:
@@ -156,8 +157,9 @@ class StateLog:
         before = self._before.pop(step, heard)
         if late:
             heard = before
+        partly = step in self._published
         if ended:
-            self._base.pop(step, None)
+            self.settle(step)
         unseen = self._entries[max(0, heard - self._offset) :]
         told = wire.unpack(parcel, self._target)
         edits = {change[1]: edit_of(change) for change in told}
@@ -166,7 +168,7 @@ class StateLog:
         except Conflict as conflict:
             self._correct(worker, step, list(edits))
             other = "the main process" if conflict.step == _HERE else self._label(conflict.step)
-            raise state_conflict(conflict, self._label(step), other) from None
+            raise state_conflict(conflict, self._label(step), other, partly) from None
         if self._tracker is not None:
             self._tracker.apply(changes)
         else:
@@ -177,6 +179,8 @@ class StateLog:
             (e.echo if e.worker == worker else not e.correction) and not e.names.isdisjoint(edits) for e in unseen
         )  # fmt: skip
         self._entries.append(_Entry(worker, step, frozenset(edits), parcel, placed, echo))
+        if not ended:
+            self._published.add(step)
         return placed
 
     def _placed(self, step: int, name: str, edit: Edit, worker: int, unseen: List[_Entry]) -> state.Change:
@@ -223,6 +227,7 @@ class StateLog:
         """A step ended without changes of self."""
         self._base.pop(step, None)
         self._before.pop(step, None)
+        self._published.discard(step)
 
     def settle_all(self, steps: Sequence[int]) -> None:
         """The same for several."""
