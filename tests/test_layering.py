@@ -39,7 +39,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     ),
     6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
-        "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work",
+        "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
+        "_pool_work",
     ),
     8: ("run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "demo", "scipion", "__main__"),  # what people and other programs hold
