@@ -372,3 +372,68 @@ class LeavesCheckLocked(Shares):
     def _stepsCheck(self):
         self._lock.acquire()
         self.checks += 1
+
+
+class Driven(Custom):
+    """Steps for a worker whose coordinator is a test. They return dicts, since texts would be files."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.place = "start"
+        self.count = 0
+
+    def takeLock(self):
+        with self._lock:
+            return {"seen": [self.place]}
+
+    def tryLock(self, seconds):
+        got = self._lock.acquire(timeout=seconds)
+        if got:
+            self._lock.release()
+        return {"seen": [got, self.place]}
+
+    def lookAt(self, *names):
+        return {"seen": [getattr(self, name) for name in names]}
+
+    def setPlace(self, value):
+        self.place = value
+
+    def countOn(self):
+        self.count += 1
+
+    def countMeanwhile(self, begin, done):
+        def count():
+            wait_until(lambda: os.path.exists(begin), f"for {begin}")
+            self.count += 1
+            open(done, "w").close()
+
+        thread = threading.Thread(target=count)
+        thread.start()
+        with self._lock:
+            self.count += 10
+        thread.join(DEADLINE)
+
+    def takeLockWithAlarm(self):
+        def ring(*_args):
+            raise TimeoutError
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        try:
+            with self._lock:
+                return {"seen": ["got it"]}
+        except TimeoutError:
+            return {"seen": ["alarm", self.place]}
+
+    def askInThreads(self, count):
+        found = {}
+
+        def ask(i):
+            found[i] = self._sink._worker.request("square", i)
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        return {"seen": [found == {i: i * i for i in range(count)}]}

@@ -31,8 +31,8 @@ def test_it_comes_back_in_the_order_in_which_it_was_done(tmp_path):
     told, release, good = (str(tmp_path / name) for name in ("told", "release", "good"))
 
     def insert(protocol):
-        first = protocol._insertFunctionStep("changeAndGoOn", told, release, prerequisites=[])
         second = protocol._insertFunctionStep("changeAfter", told, prerequisites=[])
+        first = protocol._insertFunctionStep("changeAndGoOn", told, release, prerequisites=[])
         protocol._insertFunctionStep("makeFile", release, prerequisites=[second])
         protocol._insertFunctionStep("failUnless", good, prerequisites=[first, 3])
         protocol._insertFunctionStep("work", 5)
