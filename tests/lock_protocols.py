@@ -410,7 +410,7 @@ class Driven(Custom):
         thread = threading.Thread(target=count)
         thread.start()
         with self._lock:
-            self.count += 10
+            self.value = self.count - 1
         thread.join(DEADLINE)
 
     def takeLockWithAlarm(self):

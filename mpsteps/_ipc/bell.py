@@ -119,7 +119,8 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Sleeper:
-    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds."""
+    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds. It is never odd after
+    `awake` nor even after `prepare`, also where a signal's handler has raised out of a sleep."""
 
     __slots__ = ("_bell", "_epoch", "_fence", "_index", "_ordered", "_poll", "_words")
 
@@ -138,7 +139,7 @@ class Sleeper:
 
         To be followed by `awake`, whether it slept or not.
         """
-        self._epoch += 1
+        self._epoch += 1 + (self._epoch & 1)
         self._words[self._index] = self._epoch
         self._fence()
         if not self._ordered:
@@ -149,7 +150,7 @@ class Sleeper:
 
         `rung=False` spares the clearing where the bell was not seen readable: at worst the next sleep is a short one.
         """
-        self._epoch += 1
+        self._epoch += 2 - (self._epoch & 1)
         self._words[self._index] = self._epoch
         if rung:
             self._bell.clear()
@@ -171,8 +172,11 @@ class Sleeper:
         deadline = math.inf if timeout is None else _clock() + timeout
         while True:
             self.prepare()
-            rung = not ready() and self.sleep(min(deadline - _clock(), LONGEST_SLEEP))
-            self.awake(rung)
+            rung = True
+            try:
+                rung = not ready() and self.sleep(min(deadline - _clock(), LONGEST_SLEEP))
+            finally:
+                self.awake(rung)
             if ready():
                 return True
             if _clock() >= deadline:
