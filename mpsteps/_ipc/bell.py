@@ -119,8 +119,8 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Sleeper:
-    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds. It is never odd after
-    `awake` nor even after `prepare`, also where a signal's handler has raised out of a sleep."""
+    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds: after
+    `prepare` it is odd, after `awake` even, also where the handler of a signal has raised out of a sleep."""
 
     __slots__ = ("_bell", "_epoch", "_fence", "_index", "_ordered", "_poll", "_words")
 
