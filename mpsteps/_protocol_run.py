@@ -30,7 +30,7 @@ from mpsteps._protocol_lock import ProtocolLock
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
-from mpsteps._statelog import StateLog
+from mpsteps._statelog import CHECK, StateLog
 from mpsteps._step_values import StepValues
 from mpsteps._writes import WritesOf
 from mpsteps.constants import (
@@ -111,7 +111,7 @@ class ProtocolRun:
             writes = WritesOf(type(self.protocol))
             self._state = StateLog(
                 self.protocol, None, lambda step: called(self.steps[step - 1]),
-                lambda step: writes(self.steps[step - 1]._func),
+                lambda step: writes("_stepsCheck" if step == CHECK else self.steps[step - 1]._func),
             )  # fmt: skip
             self._outgoing = Outgoing(
                 self.protocol, self.steps, self._values, self._blocks, self._state, self._sync
@@ -215,8 +215,6 @@ class ProtocolRun:
     def _publish(self, worker: int, step: int, parcel: bytes, late: bool) -> None:
         """Take in what a step has changed so far. If that is impossible it fails, at its end if not before."""
         assert self._state is not None
-        if self._own is not None:
-            self._own.before_merge()
         try:
             self._recorder.published(step, self._state.merge(worker, step, parcel, False, late))
         except StateConflict as error:
@@ -341,14 +339,13 @@ class ProtocolRun:
         if changes is None:
             self._state.settle(step)
             return None
-        if self._own is not None:
-            self._own.before_merge()
         return self._state.merge(worker, step, changes)
 
     def _watch_own_changes(self, log: StateLog) -> None:
         """From now on code in this process may change self beside the workers."""
         self.tracker = log.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
-        self._own = OwnChanges(self.protocol, log, self.tracker, lambda: bool(self.coordinator.scheduler.lane(LOCAL)))
+        self._own = OwnChanges(self.protocol, log, self.tracker, lambda: self.coordinator.scheduler.lane(LOCAL))
+        log.collect_own = self._own.before_merge
 
     def failed(
         self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,

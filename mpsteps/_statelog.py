@@ -36,14 +36,48 @@ News = Union[None, int, Tuple[int, List[bytes]]]
 
 
 _HERE = -1
-"""Stands for this process where there is a worker's number, and for what runs here where there is a step's."""
+"""Stands for this process where there is a worker's number, and where there is a step's for what runs here unknown."""
+CHECK = -2
+"""Stands for `_stepsCheck` where there is a step's number."""
+_TRIES = 20
+"""How often it is worked out what a change comes to, while code in this process changes the same."""
+_SEVERAL = -3
+"""So do numbers from here downwards for several of these."""
+
+
+class _Several:
+    """What is known of the code of several that ran at the same time: which of them it was, nobody knows. Of each, all
+    must be known."""
+
+    def __init__(self, writes: Sequence[Writes]) -> None:
+        self._all = writes
+        self._known = all(w is not UNKNOWN for w in writes)
+
+    def adds(self, name: str, inside: bool) -> bool:
+        """Those that write to it add."""
+        return self._any_adds(name, inside) and not self._any_sets(name, inside)
+
+    def begins(self, name: str, inside: bool) -> bool:
+        """Those that write to it assign nothing but empty beginnings."""
+        return all(w.begins(name, inside) for w in self._all)
+
+    def sets(self, name: str, inside: bool) -> bool:
+        """Those that write to it only assign."""
+        return self._any_sets(name, inside) and not self._any_adds(name, inside)
+
+    def _any_adds(self, name: str, inside: bool) -> bool:
+        return self._known and any(w.adds(name, inside) for w in self._all)
+
+    def _any_sets(self, name: str, inside: bool) -> bool:
+        return self._known and any(w.sets(name, inside) for w in self._all)
 
 
 class _Entry:
     """What a step changed. `told`: the parcel in which it came; `parcel`: the one by which others hear of it;
-    `echo`: its own worker is to hear of it, too; `correction`: only its own worker is."""
+    `echo`: its own worker is to hear of it, too; `correction`: only its own worker is. `by`: who it may have been, of
+    those that run in this process."""
 
-    __slots__ = ("_edits", "correction", "echo", "names", "parcel", "step", "told", "worker")
+    __slots__ = ("_edits", "by", "correction", "echo", "names", "parcel", "step", "told", "worker")
 
     def __init__(
         self, worker: int, step: int, names: FrozenSet[str], told: bytes, parcel: bytes, echo: bool = False,
@@ -56,6 +90,7 @@ class _Entry:
         self.parcel = parcel
         self.echo = echo
         self.correction = correction
+        self.by: Tuple[int, ...] = ()
         self._edits: Dict[str, Edit] = {}
 
     def edit(self, name: str, anchor: Any) -> Edit:
@@ -86,6 +121,8 @@ class StateLog:
         self._merged: Dict[int, int] = {}  # worker -> number of its replies with changes that have been taken in
         self._confirmed: Dict[int, int] = {}  # worker -> how many of them it knows to be taken in
         self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it has heard)
+        self.collect_own: Callable[[], bool] = bool  # publishes what code in this process is changing; whether it was any
+        self._several: List[Tuple[int, ...]] = []  # for which several steps _SEVERAL and the numbers below it stand now
         self._published: Set[int] = set()  # steps in flight that have told of changes already
         self._before: Dict[int, int] = {}  # step that was let in by the lock -> what it had heard before that
 
@@ -158,17 +195,22 @@ class StateLog:
         if late:
             heard = before
         partly = step in self._published
+        changes: Optional[List[state.Change]] = None
+        self._several.clear()
         if ended:
             self.settle(step)
-        unseen = self._entries[max(0, heard - self._offset) :]
         told = wire.unpack(parcel, self._target)
         edits = {change[1]: edit_of(change) for change in told}
         try:
-            changes = [self._placed(step, name, edit, worker, unseen) for name, edit in edits.items()]
+            for _ in range(_TRIES):
+                if not self.collect_own() and changes is not None:
+                    break  # nobody here has changed anything since it was worked out
+                unseen = self._entries[max(0, heard - self._offset) :]
+                changes = [self._placed(step, name, edit, worker, unseen) for name, edit in edits.items()]
         except Conflict as conflict:
             self._correct(worker, step, list(edits))
-            other = "the main process" if conflict.step == _HERE else self._label(conflict.step)
-            raise state_conflict(conflict, self._label(step), other, partly) from None
+            raise state_conflict(conflict, self._label(step), self._name(conflict.step), partly) from None
+        assert changes is not None
         if self._tracker is not None:
             self._tracker.apply(changes)
         else:
@@ -185,7 +227,7 @@ class StateLog:
 
     def _placed(self, step: int, name: str, edit: Edit, worker: int, unseen: List[_Entry]) -> state.Change:
         earlier = [
-            (e.step, e.edit(name, self._target))
+            (self._number(e), e.edit(name, self._target))
             for e in unseen if e.worker != worker and not e.correction and name in e.names
         ]  # fmt: skip
         now = self._target.__dict__.get(name, ABSENT)
@@ -201,7 +243,20 @@ class StateLog:
             raise
 
     def _writes(self, step: int) -> Writes:
+        if step <= _SEVERAL:
+            return _Several([self._writes_of(one) for one in self._several[_SEVERAL - step]])
         return UNKNOWN if step == _HERE else self._writes_of(step)
+
+    def _number(self, entry: _Entry) -> int:
+        if len(entry.by) < 2:
+            return entry.step
+        self._several.append(entry.by)
+        return _SEVERAL - len(self._several) + 1
+
+    def _name(self, step: int) -> str:
+        if step > 0:
+            return f"step {self._label(step)}"
+        return "_stepsCheck" if step == CHECK else "the main process"
 
     def _correct(self, worker: int, step: int, names: List[str]) -> None:
         """Tell `worker` what these attributes really are."""
@@ -217,10 +272,13 @@ class StateLog:
         parcel = wire.pack(truth, self._target)
         self._entries.append(_Entry(worker, step, frozenset(names), parcel, parcel, True, True))
 
-    def publish(self, parcel: bytes) -> bytes:
-        """Changes that code in this process made, in place already: for the workers to hear of."""
+    def publish(self, parcel: bytes, by: Tuple[int, ...] = ()) -> bytes:
+        """Changes that code in this process made, in place already: for the workers to hear of. `by`: which it may have
+        been, steps and CHECK; (): that is not known."""
         names = frozenset(change[1] for change in wire.unpack(parcel, self._target))
-        self._entries.append(_Entry(_HERE, _HERE, names, parcel, parcel))
+        entry = _Entry(_HERE, by[0] if len(by) == 1 else _HERE, names, parcel, parcel)
+        entry.by = by
+        self._entries.append(entry)
         return parcel
 
     def settle(self, step: int) -> None:

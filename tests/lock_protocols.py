@@ -351,6 +351,39 @@ class Shares(Custom):
         open(release, "w").close()
 
 
+class AddsHere(Shares):
+    """Local steps and `_stepsCheck` add to what steps in workers add to, without the lock."""
+
+    _stepsCheckSecs = 0.002
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.checks = 0
+        self.counts = {}
+
+    def addTogether(self, folder, i):
+        meet(folder, i, 2)
+        self.sum += 10**i
+        self.counts["all"] = self.counts.get("all", 0) + 1
+
+    @step(local=True)
+    def addTogetherHere(self, folder, i):
+        self.addTogether(folder, i)
+
+    def _stepsCheck(self):
+        self.checks += 1
+        self.sum += 100
+
+    def setTogether(self, folder, i):
+        meet(folder, i, 2)
+        self.last = i
+
+    @step(local=True)
+    def setTogetherHere(self, folder, i, told):
+        meet(folder, i, 2)
+        self.last = i
+
+
 class Checks(Shares):
     """`_stepsCheck` takes the lock, too."""
 
