@@ -19,9 +19,9 @@ def state_conflict(conflict: Conflict, step: str, other: str, partly: bool = Fal
     since = " since it last took or left self._lock" if partly else ""
     return StateConflict(
         f"step {step} and {other} ran at the same time and both changed {place}: the latter {_did(conflict.theirs)}, "
-        f"the former {_did(conflict.mine)}. Nothing of what step {step} changed on self{since} was taken over. Make one "
-        "wait for the other (prerequisites), or let both do it under 'with self._lock:', or let each step write under a "
-        "key of its own, append to a list or add with += (for arrays, mpsteps.shared_array)"
+        f"the former {_did(conflict.mine)}. Nothing of what step {step} changed on self{since} was taken over. Make "
+        "one wait for the other (prerequisites), or let both do it under 'with self._lock:', or let each step write "
+        "under a key of its own, append to a list or add with += (for arrays, mpsteps.shared_array)"
     )
 
 

@@ -38,8 +38,8 @@ class OwnChanges:
         return True
 
     def before_merge(self) -> bool:
-        """Workers' changes are about to be applied: those of local steps must be known as such before. Whether there were
-        any."""
+        """Workers' changes are about to be applied: those of local steps must be known as such before. Whether there
+        were any."""
         return bool(self._local_steps()) and self.collect()
 
     def of_local_step(self) -> Optional[bytes]:

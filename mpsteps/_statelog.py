@@ -121,7 +121,7 @@ class StateLog:
         self._merged: Dict[int, int] = {}  # worker -> number of its replies with changes that have been taken in
         self._confirmed: Dict[int, int] = {}  # worker -> how many of them it knows to be taken in
         self._base: Dict[int, Tuple[int, int]] = {}  # step in flight -> (worker, what it has heard)
-        self.collect_own: Callable[[], bool] = bool  # publishes what code in this process is changing; whether it was any
+        self.collect_own: Callable[[], bool] = bool  # publishes what local steps are changing; whether there was any
         self._several: List[Tuple[int, ...]] = []  # for which several steps _SEVERAL and the numbers below it stand now
         self._published: Set[int] = set()  # steps in flight that have told of changes already
         self._before: Dict[int, int] = {}  # step that was let in by the lock -> what it had heard before that
