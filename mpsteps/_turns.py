@@ -17,14 +17,14 @@ from mpsteps.errors import UsageError
 
 
 class Turns:
-    """A lock that the worker's loop holds, but while the code of a step runs. `forked`: this process is a fork of the
+    """A lock that the worker's loop holds, but while the code of a step runs (`is_open`). `forked`: this process is a fork of the
     worker, made by a step."""
 
     def __init__(self, forked: bool = False) -> None:
         self.forked = forked
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        self._is_open = False
+        self.is_open = False
         self._sleeps = False  # some thread is asleep in `sleep`
         self.disturbed = False  # it is to wake up, whatever it waits for
         self._asked = self._answered = 0
@@ -33,20 +33,20 @@ class Turns:
 
     def open(self) -> None:
         """The loop lets the code of a step run."""
-        self._is_open = True
+        self.is_open = True
         self._mutex.release()
 
     def close(self) -> None:
         """The code of the step has come to its end."""
         self._mutex.acquire()
-        self._is_open = False
+        self.is_open = False
 
     def __enter__(self) -> None:
         """For a thread of the step: nobody else speaks until it is left, except in `sleep`."""
         if self.forked:
             raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
         self._mutex.acquire()
-        if not self._is_open:
+        if not self.is_open:
             self._mutex.release()
             raise UsageError("this thread has outlived its step: it can neither insert steps nor take self._lock")
 

@@ -125,7 +125,8 @@ class Worker:
             started = time.perf_counter()
             self.turns.sleep(lambda: end.sleeper.wait(self._can_go_on, seconds, self._spin), seconds)
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
-            self._cpu = time.process_time()
+            if not self.turns.is_open:  # else a step waits, and what it has used before is its own
+                self._cpu = time.process_time()
         for frame in end.receive.drain():
             for message in wire.decode(frame):
                 if message[0] > 0:

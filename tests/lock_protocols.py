@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 from protocols import DEADLINE, Custom, meet, note, notes, wait_until
 
@@ -316,6 +317,13 @@ class Shares(Custom):
         open(told, "w").close()
         wait_until(lambda: os.path.exists(release), f"for {release}")
         self.free.append("after")
+
+    def burn(self, seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+        with self._lock:
+            self.change(1, 1)
 
     def changeAfter(self, told):
         wait_until(lambda: os.path.exists(told), f"for {told}")
