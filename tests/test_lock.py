@@ -89,6 +89,14 @@ def test_steps_check_takes_it_too(tmp_path, engine):
     assert len(protocol.chain) == protocol.counter + 1
 
 
+@ENGINES
+def test_what_a_step_computed_before_it_waited_counts_as_its_time(tmp_path, engine):
+    """CPU seconds, told by the report."""
+    protocol = finished(run(tmp_path, parallel(("burn", 0.3)), engine=engine))
+
+    assert protocol.cpuTime > 0.2
+
+
 # --------------------------------------------------------------------------------------------------- what is offered
 @pytest.mark.parametrize("place", ["inline", "worker"])
 def test_it_offers_what_an_rlock_offers(tmp_path, place):
