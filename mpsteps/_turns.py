@@ -17,8 +17,8 @@ from mpsteps.errors import UsageError
 
 
 class Turns:
-    """A lock that the worker's loop holds, but while the code of a step runs (`is_open`). `forked`: this process is a fork of the
-    worker, made by a step."""
+    """A lock that the worker's loop holds, but while the code of a step runs (`is_open`). `forked`: this process is a
+    fork of the worker, made by a step."""
 
     def __init__(self, forked: bool = False) -> None:
         self.forked = forked

@@ -318,10 +318,12 @@ class Shares(Custom):
         wait_until(lambda: os.path.exists(release), f"for {release}")
         self.free.append("after")
 
-    def burn(self, seconds):
+    def burn(self, seconds, held, asks):
+        wait_until(lambda: os.path.exists(held), f"for {held}")
         end = time.process_time() + seconds
         while time.process_time() < end:
             pass
+        open(asks, "w").close()
         with self._lock:
             self.change(1, 1)
 

@@ -550,7 +550,7 @@ def test_after_everything_all_replicas_equal_the_truth_and_no_growth_is_lost(own
      ((), False), ((3,), False), ((1, 3), False), ((4,), False), ((1, 4), False)],
 )  # fmt: skip
 def test_what_code_of_this_process_adds_adds_up_if_known(by: Tuple[int, ...], adds_up: bool) -> None:
-    """A local step, `_stepsCheck`, or several of them; 3 sets it, of 4 nothing is known, 5 has nothing to do with it."""
+    """A local step, `_stepsCheck`, several of them; 3 sets it, of 4 nothing is known, 5 has nothing to do with it."""
 
     class Sets(Code):
         def adds(self, name: str, inside: bool) -> bool:
