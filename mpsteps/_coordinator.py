@@ -364,6 +364,8 @@ class Coordinator:
         if what == wire.REQUEST:
             answer = self.work.answer(worker, *message[1:])
             self.engine.send(worker, [(-wire.ANSWER, answer)])
+        elif what in (wire.CHANGED, wire.LOCK, wire.UNLOCK):
+            self.work.told(worker, message)
         else:
             raise InternalError(f"worker {worker} said {message!r}")
 

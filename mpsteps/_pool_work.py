@@ -360,6 +360,10 @@ class PoolWork:
         """Steps of a pool have nothing to ask."""
         return wire.pack((False, InternalError(f"a step of a pool asked for {name!r}")))
 
+    def told(self, worker: int, message: Message) -> None:
+        """In a pool there is nothing that all steps share."""
+        raise InternalError(f"a step of a pool told {message!r}")
+
     def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
         """Nothing is written down."""
 

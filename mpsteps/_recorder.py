@@ -147,6 +147,11 @@ class Recorder:
         if changes is not None:
             self._records.append(["changed", step, pack_bytes(changes)])
 
+    def published(self, step: int, changes: bytes) -> None:
+        """What a step that still runs has changed so far, in the order in which it became true."""
+        self._close_finished()
+        self._records.append(["published", step, pack_bytes(changes)])
+
     def failed(self, pid: int, step: int, attempt: int, failure: Failure) -> None:
         """An attempt failed."""
         error = {

@@ -28,8 +28,10 @@ from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
 from mpsteps._results import check_result_files
 from mpsteps._surroundings import LOOK_SECONDS, Surroundings
+from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
-from mpsteps.errors import InternalError, MpstepsError, SerializationError, UsageError
+from mpsteps._worker_lock import WorkerLock
+from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
@@ -71,18 +73,18 @@ class Worker:
         self._look_at = 0.0
         self._trusted = self._surroundings.trusted
         self._memory_at_start = 0
-        self._forked = False  # this process is a fork of the worker, made by a step
+        self.turns = Turns()
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
         self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
-        self._answers: Deque[bytes] = deque()
+        self._lock: Optional[WorkerLock] = None  # that of the protocol
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
         self._unseen = 0  # how many frames were put into the ring without waking the coordinator
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
-        self._running = 0  # the step that runs, or ran last
+        self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
@@ -123,13 +125,14 @@ class Worker:
             print(f"mpsteps worker {os.getpid()}: {error}", file=sys.stderr, flush=True)
             return EXIT_LANE_BROKEN
 
-    def _receive(self, block: bool) -> None:
+    def _receive(self, block: bool, seconds: Optional[float] = None) -> None:
         end = self._end
         if block and not end.receive.pending():
             started = time.perf_counter()
-            end.sleeper.wait(end.receive.pending, None, self._spin)
+            self.turns.sleep(lambda: end.sleeper.wait(self._can_go_on, seconds, self._spin), seconds)
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
-            self._cpu = time.process_time()
+            if not self.turns.is_open:  # else a step waits, and what it has used before is its own
+                self._cpu = time.process_time()
         for frame in end.receive.drain():
             for message in wire.decode(frame):
                 if message[0] > 0:
@@ -137,12 +140,18 @@ class Worker:
                 else:
                     self._order(message)
 
+    def _can_go_on(self) -> bool:
+        return self._end.receive.pending() or self.turns.disturbed
+
     def _order(self, message: Tuple[Any, ...]) -> None:
         order = -message[0]
         if order == wire.FUNCTION:
             self._functions[message[1]] = message[2]
         elif order == wire.ANSWER:
-            self._answers.append(message[1])
+            self.turns.answered(message[1])
+        elif order == wire.GRANT:
+            assert self._lock is not None
+            self._lock.answered(*message[1:])
         elif order == wire.FREE:
             for key in message[1]:
                 self._blocks.arena.free(key)
@@ -175,16 +184,69 @@ class Worker:
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
-        if self._forked:
-            raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
-        self._reply((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
-        self._flush()
-        while not self._answers:
-            self._receive(block=True)
-        good, value = wire.unpack(self._answers.popleft(), self._protocol)
+        parcel = wire.pack(args, self._protocol)
+        with self.turns:
+            number, answer = self.turns.ask(), None
+            self.tell((-wire.REQUEST, self.running, name, parcel))
+            while answer is None:
+                self.listen(None)
+                answer = self.turns.take_answer(number)
+        good, value = self.unpack(answer)
         if not good:
             raise value
         return value
+
+    # What `self._lock` and requests need; by the thread whose turn it is.
+
+    @property
+    def running(self) -> int:
+        """The step that runs, or ran last."""
+        return self._step[0]
+
+    def tell(self, message: Tuple[Any, ...]) -> None:
+        """Send this, after all that is to be said before."""
+        self._reply(message)
+        self._flush()
+
+    def listen(self, seconds: Optional[float]) -> None:
+        """Take in what comes, waiting for it at most so long."""
+        self._receive(True, seconds)
+
+    def unpack(self, parcel: bytes) -> Any:
+        """Open a parcel."""
+        return wire.unpack(parcel, self._protocol)
+
+    def tell_changes(self) -> None:
+        """Tell what the step that runs has changed so far, with what is told next."""
+        assert self._tracker is not None
+        if not self._tracker.unchanged():
+            self._tell_changes(False)
+
+    def _tell_changes(self, late: bool) -> None:
+        found: Dict[str, Any] = {}
+        failure = self._pack_changes(self._step[1], found, None)
+        if failure is not None:
+            assert self._lock is not None
+            self._lock.lost_changes = failure  # the step fails, also if its code goes on as if nothing were
+            raise SerializationError(failure.message)
+        if found:
+            self._reply((-wire.CHANGED, self.running, found["changes"], late))
+
+    def hear_later(self, news: List[Any]) -> None:
+        """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
+        for i, m in enumerate(self._queue):
+            if m[4] is not None:
+                self._unheard.append(m[4])
+                self._queue[i] = (*m[:4], None, *m[5:])
+        self._unheard.extend(news)
+
+    def hear_now(self) -> None:
+        """Take in what others changed, in the middle of a step."""
+        if not self._unheard or self._tracker is None:
+            return
+        if not self._tracker.unchanged():  # by other threads of the step, since the lock was asked for
+            self._tell_changes(True)
+        self._hear(None)
 
     # -------------------------------------------------------------------- set-up
 
@@ -203,6 +265,7 @@ class Worker:
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
                 self._protocol._stepsExecutor = self._context
+                self._protocol._lock = self._lock = WorkerLock(self)
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
             self._surroundings.take()
@@ -226,7 +289,7 @@ class Worker:
             self._reply((-wire.RETURNED, step))
             self._owes = True
             return
-        self._running = step
+        self._step = (step, message[2])
         started = time.perf_counter()
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
@@ -321,7 +384,8 @@ class Worker:
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
-        self._forked = True
+        self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
+        self.turns.open()
         self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
         self._output = None
 
@@ -376,13 +440,17 @@ class Worker:
         if gpus or context.gpus:
             self._use_cards(gpus)
         try:
-            value = function(*args, **kwargs)
+            self.turns.open()
+            try:
+                value = function(*args, **kwargs)
+            finally:
+                self.turns.close()
             if value is not None and self._protocol is not None:
                 files = check_result_files(value)
                 if files:
                     found["files"] = files
         except BaseException as error:
-            if self._forked:
+            if self.turns.forked:
                 _end_fork(error)
             failure = wire.describe(error)
             if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
@@ -393,11 +461,22 @@ class Worker:
                 failure = self._pack_value(value, found)
             value = None
         del function, args, kwargs
+        if self._lock is not None and self._lock.used:
+            failure = self._end_lock(found, failure)
         if self._tracker is not None and not self._tracker.unchanged():
             failure = self._pack_changes(fn, found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _end_lock(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+        """A step that has had `self._lock` leaves something, if only that it has heard of what others left: who follows
+        it must hear of that, too."""
+        assert self._lock is not None
+        self._lock.end_step()
+        self.turns.disturb(self._end.sleeper.disturb)  # threads that have outlived the step, and wait
+        found["lock"] = True
+        return failure or self._lock.take_lost()
 
     def _note_blocks(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """Tell which blocks something here still reads, now that the step's own variables are gone."""

@@ -48,6 +48,7 @@ FRAMEWORK_ATTRIBUTES = frozenset(
     {
         "_definition", "_endTime", "_error", "_initTime", "_lock", "_log", "_newSteps", "_numberOfSteps", "_report",
         "_owner", "_status", "_steps", "_stepMethods", "_stepsDone", "_stepsExecutor", "_currentDir", "_cpuTime",
+        "_ownContainers",
     }
 )  # fmt: skip
 """Attributes of a protocol that belong to the framework: they do not travel with it, and their changes do not."""
@@ -111,10 +112,11 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         self._steps: typing.MutableSequence[Step] = []
         self._newSteps = False
         self._owner = StepOwner()
+        self._ownContainers: List[str] = []  # lists, dicts and sets of the class that this object has for itself now
         self._stepMethods: Dict[Any, str] = {}  # functions that are known to be methods of this object: their names
         self._stepsExecutor: Any = CurrentStep(self)
         self._log = logger
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()  # while it runs: that of the run, see `_protocol_lock`
         self._currentDir: Optional[str] = None
         self._stepsDone = Integer(0)
         self._numberOfSteps = Integer(0)

@@ -137,7 +137,7 @@ class _Session:
     def run(self) -> RunReport:
         """Insert the steps, run them, close everything."""
         protocol = self.protocol
-        with self.place.log():
+        with self.place.log(), own_class_containers(protocol, Protocol):
             protocol.setRunning()
             protocol.info(f"{type(protocol).__name__} starts in {self.directory.path}, engine {self.engine_name}")
             with self._made_engine() as engine:
@@ -161,7 +161,6 @@ class _Session:
         protocol._steps = []
         protocol._stepsDone.set(0)
         protocol._numberOfSteps.set(0)
-        own_class_containers(protocol, Protocol)
         self.doing = f"{type(protocol).__name__}._insertAllSteps failed: "
         with _patient_collector():
             protocol._insertAllSteps()

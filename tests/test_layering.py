@@ -35,10 +35,12 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
         "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
         "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
+        "_reentrant", "_turns", "_worker_lock", "_lock_queue",
     ),
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
-        "_announcer", "_outgoing", "_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work",
+        "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
+        "_pool_work",
     ),
     8: ("run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "demo", "scipion", "__main__"),  # what people and other programs hold
