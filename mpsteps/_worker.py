@@ -452,9 +452,7 @@ class Worker:
         except BaseException as error:
             if self.turns.forked:
                 _end_fork(error)
-            failure = wire.describe(error)
-            if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
-                failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
+            failure = self._describe(error)
             del error
         else:
             if value is not None:
@@ -468,6 +466,12 @@ class Worker:
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _describe(self, error: BaseException) -> wire.Failure:
+        failure = wire.describe(error)
+        if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
+            failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
+        return failure
 
     def _end_lock(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """A step that has had `self._lock` leaves something, if only that it has heard of what others left: who follows

@@ -115,7 +115,7 @@ class _Story:
         if self.shape == "wide":
             return tuple(range(max(1, step - 20), step)) if step % 20 == 0 else ((1,) if r.random() < 0.3 else ())
         if self.shape == "stencil":  # four wide
-            return tuple(p for p in range(step - 5, step - 2) if 0 < p and abs((p - 1) % 4 - (step - 1) % 4) < 2)
+            return tuple(p for p in range(step - 5, step - 2) if p > 0 and abs((p - 1) % 4 - (step - 1) % 4) < 2)
         if self.shape == "layers":
             first = (step - 1) // 5 * 5  # layers of five
             return tuple(p for p in range(max(1, first - 4), first + 1) if r.random() < 0.4)
