@@ -414,29 +414,15 @@ class Worker:
 
     def _run_step(self, message: Tuple[Any, ...]) -> Tuple[Optional[Dict[str, Any]], Optional[wire.Failure]]:
         """Run one step; everything that can raise because of what a user made is inside the try blocks."""
-        step, attempt, fn, args, changes, extras = message
-        gpus: Tuple[int, ...] = ()
+        opened = self._open(message)
+        if isinstance(opened, wire.Failure):
+            return None, opened
+        function, args, kwargs, gpus = opened
+        del opened
         found: Dict[str, Any] = {}
         failure: Optional[wire.Failure] = None
-        part = "function"
-        try:
-            if changes is not None or self._unheard:
-                part = "a change of self by an earlier step"
-                self._hear(changes)
-                part = "function"
-            function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
-            part = "arguments"
-            kwargs: Dict[str, Any] = {}
-            if type(args) is not tuple:
-                args, kwargs = self._blocks.open(args, self._protocol)
-            if extras:
-                gpus = tuple(extras.get("gpus", ()))
-                if "results" in extras:
-                    args = self._put_results(args, extras["results"])
-        except BaseException as error:
-            return None, _cannot_open(error, part)
         context = self._context
-        context.step, context.attempt = step, attempt
+        context.step, context.attempt = message[0], message[1]
         if gpus or context.gpus:
             self._use_cards(gpus)
         try:
@@ -462,10 +448,33 @@ class Worker:
         if self._lock is not None and self._lock.used:
             failure = self._end_lock(found, failure)
         if self._tracker is not None and not self._tracker.unchanged():
-            failure = self._pack_changes(fn, found, failure)
+            failure = self._pack_changes(message[2], found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _open(self, message: Tuple[Any, ...]) -> Union[wire.Failure, Tuple[Any, Tuple[Any, ...], Dict[str, Any], Any]]:
+        """Make of a message what is to be called, its arguments, and the graphics cards that it may use."""
+        _, _, fn, args, changes, extras = message
+        gpus: Tuple[int, ...] = ()
+        kwargs: Dict[str, Any] = {}
+        part = "function"
+        try:
+            if changes is not None or self._unheard:
+                part = "a change of self by an earlier step"
+                self._hear(changes)
+                part = "function"
+            function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
+            part = "arguments"
+            if type(args) is not tuple:
+                args, kwargs = self._blocks.open(args, self._protocol)
+            if extras:
+                gpus = tuple(extras.get("gpus", ()))
+                if "results" in extras:
+                    args = self._put_results(args, extras["results"])
+        except BaseException as error:
+            return _cannot_open(error, part)
+        return function, args, kwargs, gpus
 
     def _describe(self, error: BaseException) -> wire.Failure:
         failure = wire.describe(error)
