@@ -17,7 +17,7 @@ import heapq
 import signal
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
 
 from mpsteps._core.events import (
     Closed,
@@ -37,7 +37,7 @@ from mpsteps._core.events import (
     WorkerReady,
 )
 from mpsteps._core.scheduler import Scheduler
-from mpsteps._core.steps import IN_FLIGHT, LOCAL
+from mpsteps._core.steps import IN_FLIGHT, LOCAL, Status
 from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
@@ -242,13 +242,10 @@ class Coordinator:
             attempt = scheduler.attempt(steps[0])
             made = [work.message(worker, steps[0], attempt, scheduler.slots.gpus_of(steps[0]))]
         if ahead:
-            made = [m if type(m) is Failure else _sent_ahead(m, before) for m, before in zip(made, ahead)]
-        if across:
-            apart = self._apart
-            for step, m in zip(steps, made):
-                if step in across and type(m) is not Failure:
-                    m[5]["peers"] = {p: (peer, apart.get(peer, 0)) for p, peer in across[step].items()}
-                    self._in_order.sent(step, tuple(across[step]))
+            made = [
+                m if type(m) is Failure else self._sent_ahead(step, m, before, across.get(step))
+                for step, m, before in zip(steps, made, ahead)
+            ]
         sent = steps
         if any(type(m) is Failure for m in made):
             sent = tuple(step for step, m in zip(steps, made) if type(m) is not Failure)
@@ -258,6 +255,29 @@ class Coordinator:
         if sent:
             work.dispatching(self.engine.pid(worker), attempt, sent)
         return worker, work.take_orders() + [m for m in made if type(m) is not Failure]
+
+    def _sent_ahead(
+        self, step: int, message: Message, before: Tuple[int, ...], across: Optional[Mapping[int, int]]
+    ) -> Message:
+        """The message of a step that was assigned before its prerequisites `before` had finished, those of `across` in
+        other lanes."""
+        extras = dict(message[5] or ())
+        if across:
+            status, apart, has_ended = self.scheduler.status, self._apart, self._in_order.keeps
+            # What has been told since then is in the message already, with all that it left.
+            peers = {
+                p: (peer, apart.get(peer, 0), has_ended(p))
+                for p, peer in across.items()
+                if status(p) is not Status.FINISHED
+            }
+            if len(peers) < len(across):
+                before = tuple(p for p in before if p in peers or p not in across)
+            if peers:
+                extras["peers"] = peers
+                self._in_order.sent(step, tuple(peers))
+        if before:
+            extras["ahead"] = before
+        return (*message[:5], extras or None)
 
     # ---------------------------------------------------------------------- happenings
 
@@ -430,11 +450,6 @@ class Coordinator:
         self.engine.kill(worker, number)
         if number != signal.SIGKILL:
             heapq.heappush(self._deadlines, (when + TERM_SECONDS, run, worker, step, signal.SIGKILL))
-
-
-def _sent_ahead(message: Message, before: Tuple[int, ...]) -> Message:
-    """The message of a step that is sent before its prerequisites `before` have finished."""
-    return (*message[:5], {**(message[5] or {}), "ahead": before})
 
 
 def _ends_a_step(message: Message) -> bool:

@@ -24,17 +24,23 @@ class InOrder:
     """What the lanes have said, held back where it is too early. `in_flight`: whether the scheduler takes a step for
     dispatched or running.
 
-    `_kept`: of each lane that waits, what it said, one message after another, or that its worker is dead.
+    `_kept`: of each lane that waits, what it said, one message after another, or that its worker is dead. `_ended`: the
+    steps that were run to an end in these.
     """
 
     def __init__(self, in_flight: Callable[[int], bool]) -> None:
         self._in_flight = in_flight
         self._follows: Dict[int, Sequence[int]] = {}  # step sent behind steps of other lanes -> these
         self._kept: Dict[int, Deque[Union[Replies, WorkerGone]]] = {}
+        self._ended: Set[int] = set()
 
     def sent(self, step: int, behind: Sequence[int]) -> None:
         """`step` goes into a lane now, and `behind` are in others."""
         self._follows[step] = behind
+
+    def keeps(self, step: int) -> bool:
+        """Whether this step was run to its end, well or badly, and the scheduler has not heard of it."""
+        return step in self._ended
 
     def sort(self, happenings: List[Happening]) -> List[Happening]:
         """What may be taken now, of these and of what was kept."""
@@ -52,6 +58,7 @@ class InOrder:
         for h in free:
             for step in _told(h):
                 self._follows.pop(abs(step), None)
+        self._ended = {step for lane in self._kept.values() for h in lane for step in _run_to_an_end(h)}
         return free
 
     def _steps_in_order(self, lanes: Dict[int, Deque[Union[Replies, WorkerGone]]]) -> Dict[int, int]:
@@ -116,3 +123,8 @@ def _told(h: Happening) -> List[int]:
         elif m[0] == -wire.RETURNED:
             found.append(-m[1])
     return found
+
+
+def _run_to_an_end(h: Happening) -> List[int]:
+    """Of these, those whose function has returned or raised: neither given back nor killed."""
+    return [*h.done] if isinstance(h, WorkerGone) else [step for step in _told(h) if step > 0]

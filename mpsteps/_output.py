@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import shutil
 import sys
 
 PROGRAM_SECONDS = 0.001
@@ -53,6 +52,8 @@ class Output:
         try:
             fd = os.open(step_log(self._folder, step), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with open(self._path, "rb") as source, open(fd, "ab") as target:
+                import shutil  # seldom needed, and it loads all kinds of compression
+
                 shutil.copyfileobj(source, target, 1 << 20)
         except OSError as error:  # the disk is full, say: that is no reason to lose the step; its output stays here
             print(f"mpsteps: the output of step {step} stays in {self._path}: {error}", file=sys.stderr, flush=True)

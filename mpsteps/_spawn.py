@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections import deque
@@ -234,6 +233,8 @@ def _nameless_file() -> int:
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # a sandbox without it
             return os.memfd_create("mpsteps-stderr")
+    import tempfile
+
     with tempfile.TemporaryFile() as f:
         return os.dup(f.fileno())
 

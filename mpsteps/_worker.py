@@ -22,6 +22,7 @@ from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._ipc.shm import ORDERED
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
@@ -34,7 +35,11 @@ from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
-"""Replies are kept back at most about this long while there are more steps to run."""
+"""While there are more steps to run, replies are kept back at most about this long if they have a content, or if some
+worker has nothing to do."""
+LATEST_SECONDS = 2e-3
+"""... and this long if all have: half of what a lane is given ahead of time, so that it does not run dry. What is told
+seldom costs the coordinator little, and it takes the core of a worker where there are no more cores than workers."""
 FLUSH_COUNT = 128
 RECENT_STEPS = 1024
 """So many finished steps a worker remembers, for those that are sent ahead: several times the depth of a lane."""
@@ -44,8 +49,8 @@ _TOO_LARGE = b""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
 PEER_SECONDS = 20e-3
-"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes are
-given ahead of time."""
+"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes
+are given ahead of time."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 MEMORY_LEFT = 64 << 20
@@ -76,6 +81,7 @@ class Worker:
         self._lock: Optional[WorkerLock] = None  # that of the protocol
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
+        self._unseen = 0  # how many frames were put into the ring without waking the coordinator
         self._flushed = 0.0
         self._spin = self._longest_spin = SPIN
         self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
@@ -155,13 +161,22 @@ class Worker:
             self._leaving = True
 
     def _flush(self) -> None:
+        """Tell the coordinator all that it has not been told."""
+        self._put()
+        if self._unseen:
+            self._unseen = 0
+            self._end.wake.wake()
+        self._flushed = time.perf_counter()
+
+    def _put(self) -> None:
+        """Put what was kept into the ring. The coordinator sees it when it is next woken, or when this process dies."""
         replies = self._replies
         if replies:
             self._replies = []
             self._finished = None
             self._owes = False
-            self._end.send_all(wire.encode(replies))
-        self._flushed = time.perf_counter()
+            self._unseen += 1
+            self._end.put(wire.encode(replies))
 
     def _reply(self, message: Tuple[Any, ...]) -> None:
         self._replies.append(message)
@@ -267,7 +282,7 @@ class Worker:
         step, extras = message[0], message[5]
         self._recent.pop(step, None)  # an earlier step of a pool may have had this number
         may_run = not extras or "ahead" not in extras or self._may_follow(extras)
-        if not self._end.begin(self._number) or not may_run:
+        if not may_run or not self._end.begin(self._number):  # what is not begun is nobody's victim
             if message[4] is not None:
                 self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
             self._end.standing.give_back(self._number)
@@ -296,21 +311,28 @@ class Worker:
             self._remember(step, extras.get("value"))
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras))
-            self._flush()
+            self._put()  # its content must be where the coordinator finds it before the next step begins
+            late = ended - self._flushed > FLUSH_SECONDS  # somebody may be waiting for it
+            if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
+                self._flush()
             if leaving:
                 self._after_failure()
         else:
             self._remember(step, None)
             if self._owes:
-                self._flush()  # before `finish` counts messages that were given back among those that were run
+                self._put()  # before `finish` counts messages that were given back among those that were run
             # This one may be kept back for a while: the word alone says that the step has finished, should this
-            # process die before the reply is sent. One with content must be in the ring before the next step begins.
+            # process die before the reply is sent.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
-            if ended - self._flushed > FLUSH_SECONDS or kept >= FLUSH_COUNT or leaving:
+            if (ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)) or kept >= FLUSH_COUNT or leaving:
                 self._flush()
             if leaving:
                 self._after_failure()
+
+    def _is_due(self, now: float) -> bool:
+        """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""
+        return now - self._flushed > LATEST_SECONDS or self._end.peers.some_idle()
 
     def _keep_reply(self, step: int, seconds: float, used: float) -> int:
         """Add a step that left nothing to those that are told in one message; how many they are."""
@@ -430,9 +452,7 @@ class Worker:
         except BaseException as error:
             if self.turns.forked:
                 _end_fork(error)
-            failure = wire.describe(error)
-            if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
-                failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
+            failure = self._describe(error)
             del error
         else:
             if value is not None:
@@ -446,6 +466,12 @@ class Worker:
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
         return found or None, failure
+
+    def _describe(self, error: BaseException) -> wire.Failure:
+        failure = wire.describe(error)
+        if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
+            failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
+        return failure
 
     def _end_lock(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """A step that has had `self._lock` leaves something, if only that it has heard of what others left: who follows
@@ -514,7 +540,8 @@ class Worker:
         for step, peer in peers.items():
             finished = have_finished(*peer, 0.0)
             if finished is None and self._patient:
-                finished = have_finished(*peer, self._flushed + FLUSH_SECONDS - time.perf_counter())
+                most = FLUSH_SECONDS if self._end.peers.some_idle() else LATEST_SECONDS
+                finished = have_finished(*peer, self._flushed + most - time.perf_counter())
                 if finished is None:
                     self._flush()
                     finished = have_finished(*peer, PEER_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 
@@ -52,6 +51,8 @@ class RunReport(NamedTuple):
         """One JSON object."""
         fields: Dict[str, Any] = self._asdict()
         fields["failed"] = [f._asdict() for f in self.failed]
+        import json  # workers, which load this module, have no use for it
+
         return json.dumps(fields, ensure_ascii=False)
 
     def text(self) -> str:

@@ -12,7 +12,9 @@ import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
-MODULES = ("register", "graph", "slots", "waiting", "ahead", "ranks", "lanes", "scheduler")  # in import order
+MODULES = (  # in import order
+    "register", "graph", "slots", "waiting", "ahead", "ranks", "lane", "sending_ahead", "lanes", "scheduler",
+)  # fmt: skip
 
 
 class Mutant(NamedTuple):
@@ -36,10 +38,10 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "counts a prerequisite down twice": Mutant("graph", "left = missing[d] - 1", "left = max(0, missing[d] - 2)"),
     "counts a prerequisite once that is named twice": Mutant(
-        "graph", "self._missing[step] += count", "self._missing[step] += len(set(prerequisites))"
+        "graph", "self.missing[step] += count", "self.missing[step] += len(set(prerequisites))"
     ),
     "takes all steps of a run for ready": Mutant(
-        "scheduler", "if missing(step) or statuses[step] != _BLOCKED:", "if False:"
+        "scheduler", "if missing[step] or statuses[step] != _BLOCKED:", "if False:"
     ),
     "hands out no step of a run": Mutant("scheduler", "self._waiting.plain.extend(ready)", "pass"),
     "counts a row of steps as one": Mutant("register", "            same += 1\n", "            same = 1\n"),
@@ -139,22 +141,28 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "sends ahead what was held": Mutant("ahead", "statuses[step] == _BLOCKED\n", "True\n"),
     "does not name what a step was sent ahead of": Mutant(
-        "lanes", "self._send_ahead(step, (prerequisite,), lane, sent)", "self._send_ahead(step, (), lane, sent)"
+        "sending_ahead", "self._send(step, (prerequisite,), lane, sent)", "self._send(step, (), lane, sent)"
     ),
-    "does not say in which lanes a step is awaited": Mutant("lanes", "sent[worker].across[step] = elsewhere", "pass"),
+    "does not say in which lanes a step is awaited": Mutant("sending_ahead", "sent.across[step] = elsewhere", "pass"),
     "names one of several lanes": Mutant(
-        "lanes", "{p: w for p, w in where.items() if w != worker}", "dict(list(where.items())[:1])"
+        "sending_ahead",
+        "zip(missing, places) if place[0] != worker}",
+        "zip(missing[:1], places)}",
     ),
     "sends a step across without a slot": Mutant(
-        "lanes", "                self.slots.take(-worker, PLAIN)\n                begins", "                begins"
+        "sending_ahead", "        self._slots.take(-worker, PLAIN)\n", ""
     ),
-    "does not begin what it sends across": Mutant("lanes", "begins.append((worker, step))", "pass"),
-    "follows steps of a lane that stalls": Mutant("lanes", "any(w not in lanes for w in where.values())", "False"),
+    "does not begin what it sends across": Mutant("sending_ahead", "self._begun.append((worker, step))", "pass"),
+    "follows steps of a lane that stalls": Mutant(
+        "sending_ahead",
+        "            if worker not in lanes:\n                return 0, 0.0\n",
+        "",
+    ),
     "does not notice that prerequisites have left their lane": Mutant("lanes", "self.ahead.answered(steps)", "pass"),
     "forgets that a step sent ahead is lost": Mutant("scheduler", "self._doomed[s] = because", "pass"),
     "takes a step given back for ready": Mutant(
         "scheduler",
-        "        if not self._graph.missing(step):\n            self._back",
+        "        if not self._graph.missing[step]:\n            self._back",
         "        if True:\n            self._back",
     ),
     "puts steps behind one that stalls": Mutant("lanes", "lane.stalled_by = step", "pass"),

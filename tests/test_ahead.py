@@ -156,17 +156,17 @@ def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
         graph.grow(step)
     graph.link(3, (1, 2))
     ahead = Ahead(register, graph, across=True)
-    ahead.follow(7, (1,), 2)
+    ahead.follow(7, 1, 2, 0.1)
     assert ahead.take_joint() is None
-    ahead.follow(8, (2,), 2)
-    assert ahead.take_joint() == (3, {1: 7, 2: 8})
+    ahead.follow(8, 2, 2, 0.2)
+    assert ahead.take_joint() == (3, [1, 2], [(7, 0.1), (8, 0.2)])
     ahead.put_joint_back(3)
 
     ahead.answered((1,))
 
     assert ahead.take_joint() is None
-    ahead.follow(8, (1,), 2)
-    assert ahead.take_joint() == (3, {1: 8, 2: 8})
+    ahead.follow(8, 1, 2, 0.3)
+    assert ahead.take_joint() == (3, [1, 2], [(8, 0.3), (8, 0.2)])
 
 
 def stir(scheduler: Scheduler, blocked: int) -> List[Any]:
@@ -216,13 +216,13 @@ def test_what_has_left_its_lane_enables_nobody_there() -> None:
     graph.link(2, (1,))
     ahead = Ahead(register, graph)
 
-    ahead.follow(7, (1,), 1)
+    ahead.follow(7, 1, 1, 0.0)
     assert ahead.take(7) == (2, 1)
     ahead.put_back(7, (2, 1))
     ahead.answered((1,))
     assert ahead.take(7) is None
 
-    ahead.follow(8, (1,), 1)
+    ahead.follow(8, 1, 1, 0.0)
     assert ahead.take(7) is None
     assert ahead.take(8) == (2, 1)
 

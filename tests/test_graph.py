@@ -22,10 +22,10 @@ def test_a_step_misses_its_prerequisites_until_they_have_finished() -> None:
     """The last one to finish frees it."""
     graph = graph_of({1: [], 2: [], 3: [1, 2]})
 
-    assert graph.missing(3) == 2
+    assert graph.missing[3] == 2
     assert graph.finish([1]) == []
     assert graph.finish([2]) == [3]
-    assert graph.missing(3) == 0
+    assert graph.missing[3] == 0
 
 
 def test_steps_are_freed_in_the_order_in_which_they_were_linked() -> None:
@@ -46,7 +46,7 @@ def test_a_prerequisite_named_twice_is_counted_and_met_twice() -> None:
     """It costs nothing to leave duplicates in."""
     graph = graph_of({1: [], 2: [1, 1]})
 
-    assert graph.missing(2) == 2
+    assert graph.missing[2] == 2
     assert graph.finish([1]) == [2]
 
 
@@ -56,7 +56,7 @@ def test_a_closed_step_is_missed_for_ever() -> None:
 
     assert list(graph.close(1)) == [3]
     assert graph.finish([2]) == []
-    assert graph.missing(3) == 1
+    assert graph.missing[3] == 1
     assert list(graph.dependants(1)) == []
 
 
@@ -76,7 +76,7 @@ def test_ids_may_have_gaps() -> None:
     """Growing makes room for all ids below."""
     graph = graph_of({10: [], 20: [10]})
 
-    assert graph.missing(15) == 0
+    assert graph.missing[15] == 0
     assert graph.finish([10]) == [20]
 
 

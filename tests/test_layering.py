@@ -37,7 +37,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
         "_reentrant", "_turns", "_worker_lock", "_lock_queue",
     ),
-    6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
+    6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
         "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
         "_pool_work",

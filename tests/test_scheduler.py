@@ -29,7 +29,7 @@ from mpsteps._core.events import (
     WorkerReady,
 )
 from mpsteps._core.graph import Graph
-from mpsteps._core.lanes import LANE_DEPTH, LANE_SECONDS
+from mpsteps._core.lane import LANE_DEPTH, LANE_SECONDS
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status

@@ -17,7 +17,7 @@ leaves, its dependants must hear of from the coordinator.
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.graph import Graph
 from mpsteps._core.register import Register
@@ -25,6 +25,9 @@ from mpsteps._core.steps import Status
 
 MOST_FOLLOWED = 8
 """A step that misses more than this is not sent across lanes: to wait for so many lanes is not worth it."""
+BROAD = 8
+"""With more steps a lane that miss nothing, no more are sent across lanes: there is enough to do until the coordinator
+has heard of those that are missing, and then their dependants cost it half as much."""
 WARY_STEPS = 64
 """After a step that left something, its function is not followed across lanes until so many have left nothing."""
 
@@ -49,33 +52,40 @@ class Ahead:
         self._covered: Dict[int, List[int]] = {}
         self._joint: Deque[int] = deque()  # of these, those that miss nothing else; looked at again before one is sent
         self._wary: Dict[Hashable, int] = {}  # function -> so many of its steps must still leave nothing
+        self._early: Set[int] = set()  # in lanes, and still missing something
+        self._broad = False
 
-    def follow(self, worker: int, steps: Sequence[int], lanes: int, end: float = 0.0) -> None:
+    def follow_all(self, worker: int, steps: Sequence[int], lanes: int, end: float) -> None:
         """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable. `end`: seconds of work that
         its lane has ever been sent, these steps included."""
         self._followed.update(dict.fromkeys(steps, (worker, end)))
-        missing = self._graph.missing
         for p in self._graph.with_dependants(steps):
-            enabled: List[Tuple[int, int]] = []
-            plain = self._across and lanes > 1 and self._register.functions[p] not in self._wary
-            for d in self._graph.dependants(p):
-                count = missing(d)
-                if count == 1:
-                    enabled.append((d, p))
-                elif plain and count <= MOST_FOLLOWED:
-                    self._cover(d, p, count)
-            if enabled:
-                share = -(-len(enabled) // lanes)
-                self._next.setdefault(worker, deque()).extend(enabled[:share])
+            self.follow(worker, p, lanes, end)
+
+    def follow(self, worker: int, p: int, lanes: int, end: float) -> None:
+        """`follow_all` for one step."""
+        followed, missing = self._followed, self._graph.missing
+        followed[p] = (worker, end)
+        plain = self._across and not self._broad and self._register.functions[p] not in self._wary
+        enabled: List[Tuple[int, int]] = []
+        for d in self._graph.dependants(p):
+            count = missing[d]
+            if count == 1:
+                enabled.append((d, p))
+            elif plain and count <= MOST_FOLLOWED:
+                self._cover(d, p, count)
+        if enabled:
+            share = -(-len(enabled) // lanes)
+            self._next.setdefault(worker, deque()).extend(enabled[:share])
 
     def linked(self, step: int, prerequisites: Sequence[int]) -> None:
         """`step` waits for these from now on; what it misses may be in lanes already."""
-        count = self._graph.missing(step)
+        count = self._graph.missing[step]
         if count == 1 and len(prerequisites) == 1:
             followed = self._followed.get(prerequisites[0])
             if followed is not None:
                 self._next.setdefault(followed[0], deque()).append((step, prerequisites[0]))
-        elif self._across and 1 < count <= MOST_FOLLOWED:
+        elif self._across and not self._broad and 1 < count <= MOST_FOLLOWED:
             functions = self._register.functions
             for p in prerequisites:
                 if p in self._followed and functions[p] not in self._wary:
@@ -83,7 +93,10 @@ class Ahead:
 
     def _cover(self, step: int, p: int, count: int) -> None:
         """Of the `count` that `step` misses, `p` is in a lane now."""
-        covered = self._covered.setdefault(step, [])
+        covered = self._covered.get(step)
+        if covered is None:
+            self._covered[step] = [p]  # and `count` is more than 1
+            return
         if p not in covered:
             covered.append(p)
         if len(covered) >= count:
@@ -96,12 +109,16 @@ class Ahead:
         followed = self._followed
         for p in steps:
             followed.pop(p, None)
+        if self._early:
+            self._early.difference_update(steps)
 
     def released(self, steps: Sequence[int]) -> None:
         """These miss nothing any more."""
         if self._covered:
             for step in steps:
                 self._covered.pop(step, None)
+        if self._early:
+            self._early.difference_update(steps)
 
     def learn(self, function: Hashable, count: int, plain: bool) -> None:
         """So many steps of a function have finished, one after another. `plain`: they left nothing."""
@@ -112,9 +129,15 @@ class Ahead:
             if self._wary[function] <= 0:
                 del self._wary[function]
 
-    def has_next(self) -> bool:
-        """Whether anything may be sent ahead."""
-        return bool(self._joint) or any(self._next.values())
+    def look(self, open_steps: int, lanes: int) -> bool:
+        """See how much there is to do, with so many steps that are ready or in one of `lanes` lanes; whether anything
+        may be sent ahead."""
+        self._broad = open_steps - len(self._early) > BROAD * lanes
+        return bool(self._joint and not self._broad) or any(self._next.values())
+
+    def has_next_for(self, worker: int) -> bool:
+        """Whether `take` may have something for this worker."""
+        return bool(self._next.get(worker))
 
     def take(self, worker: int) -> Optional[Tuple[int, int]]:
         """The next step that can be sent ahead to `worker`, and the prerequisite that it misses."""
@@ -126,7 +149,7 @@ class Ahead:
                 statuses[step] == _BLOCKED
                 and step not in demands
                 and self._followed.get(p, (0,))[0] == worker
-                and self._graph.missing(step) == 1
+                and self._graph.missing[step] == 1
             ):
                 return step, p
         return None
@@ -135,30 +158,31 @@ class Ahead:
         """There is no room for what `take` gave: it stays the next."""
         self._next.setdefault(worker, deque()).appendleft(taken)
 
-    def take_joint(self) -> Optional[Tuple[int, Dict[int, int]]]:
-        """The next step that can be sent across lanes, and what it misses, with the worker of each."""
+    def take_joint(self) -> Optional[Tuple[int, Sequence[int], List[Tuple[int, float]]]]:
+        """The next step that can be sent across lanes, what it misses, and of each of these the worker and the `end`
+        that were told when it was sent there."""
         statuses, demands, followed = self._register.statuses, self._register.demands, self._followed
-        while self._joint:
-            step = self._joint.popleft()
+        joint, missing = self._joint, self._graph.missing
+        while joint and not self._broad:
+            step = joint.popleft()
             if statuses[step] != _BLOCKED or step in demands:
                 continue
-            where = {p: followed[p][0] for p in self._covered.get(step, ()) if p in followed}
-            if where and len(where) == self._graph.missing(step):
-                return step, where
+            covered = self._covered.get(step, ())
+            places = [followed[p] for p in covered if p in followed]
+            if len(places) < len(covered):
+                covered = [p for p in covered if p in followed]
+            if places and len(places) == missing[step]:
+                return step, covered, places
         return None
-
-    def end(self, step: int) -> float:
-        """Seconds of work that the lane of this step, which `take_joint` named, had ever been sent up to its end (or
-        that of others that were sent with it)."""
-        return self._followed[step][1]
 
     def put_joint_back(self, step: int) -> None:
         """There is no room for what `take_joint` gave: it stays the next."""
         self._joint.appendleft(step)
 
     def sent(self, step: int) -> None:
-        """What `take_joint` gave is in a lane."""
+        """What `take` or `take_joint` gave is in a lane."""
         self._covered.pop(step, None)
+        self._early.add(step)
 
     def gone(self, worker: int) -> None:
         """The worker's lane is no more."""
@@ -170,5 +194,7 @@ class Ahead:
         for p, (w, _) in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
         for step, covered in self._covered.items():
-            assert self._register.statuses[step] not in (Status.READY, Status.FINISHED), f"{step} waits for nobody"
+            assert self._graph.missing[step], f"step {step} waits for nobody"
             assert len(covered) == len(set(covered))
+        early = {s for s in where if self._graph.missing[s]}
+        assert self._early == early, f"early in lanes are {sorted(early)}, not {sorted(self._early)}"

@@ -15,30 +15,27 @@ _Dependants = Union[None, int, List[int]]
 class Graph:
     """Counts, for every step, the prerequisites that have not finished.
 
-    Invariant: `missing(s)` is the number of edges p -> s whose p has not been `finish()`ed.
+    `missing[s]` is that count. Invariant: it is the number of edges p -> s whose p has not been `finish()`ed. Others
+    only read it.
     """
 
     def __init__(self) -> None:
-        self._missing: List[int] = [0]  # by step id; id 0 is nobody
+        self.missing: List[int] = [0]  # by step id; id 0 is nobody
         self._dependants: List[_Dependants] = [None]
         self.has_edges = False
         self.has_forward_edges = False  # an edge p -> s with p > s exists; only then can there be a cycle
 
     def __len__(self) -> int:
-        return len(self._missing) - 1
-
-    def missing(self, step: int) -> int:
-        """How many prerequisites of `step` have not finished."""
-        return self._missing[step]
+        return len(self.missing) - 1
 
     def grow(self, step: int) -> None:
         """Make room for ids up to `step`."""
-        short = step + 1 - len(self._missing)
+        short = step + 1 - len(self.missing)
         if short == 1:
-            self._missing.append(0)
+            self.missing.append(0)
             self._dependants.append(None)
         elif short > 0:
-            self._missing.extend([0] * short)
+            self.missing.extend([0] * short)
             self._dependants.extend([None] * short)
 
     def link(self, step: int, prerequisites: Iterable[int]) -> None:
@@ -56,7 +53,7 @@ class Graph:
                 dependants[p] = [others, step]
             else:
                 others.append(step)  # type: ignore[union-attr]  # a list: the two other cases are above
-        self._missing[step] += count
+        self.missing[step] += count
         if count:
             self.has_edges = True
 
@@ -80,7 +77,7 @@ class Graph:
 
     def finish(self, steps: Sequence[int]) -> List[int]:
         """`steps` have finished; returns those for which they were the last that was missing, in order."""
-        missing, dependants = self._missing, self._dependants
+        missing, dependants = self.missing, self._dependants
         free: List[int] = []
         for step in steps:
             found = dependants[step]

@@ -13,60 +13,24 @@ or a token does not.
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from typing import Deque, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
 
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
+from mpsteps._core.lane import LANE_DEPTH, LANE_SECONDS, Lane
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
+from mpsteps._core.sending_ahead import SendingAhead
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError
 
-LANE_SECONDS = 0.004
-"""A lane is given no more work than this ahead of time."""
-LANE_DEPTH = 512
-"""... and no more steps than this."""
 LEARNING_RATE = 0.25
 """Weight of the newest duration in a function's running mean."""
 
 _READY, _DISPATCHED, _RUNNING = int(Status.READY), int(Status.DISPATCHED), int(Status.RUNNING)
 _NEVER = 1 << 62
-
-
-class _Lane:
-    """What one worker has been sent and has not answered, in the order in which it will run.
-
-    Invariant: in a worker's lane the first step is RUNNING and all others are DISPATCHED.
-    """
-
-    __slots__ = ("alone", "expected", "sent", "stalled_by", "steps")
-
-    def __init__(self) -> None:
-        self.steps: Deque[int] = deque()
-        self.expected = 0.0  # seconds of work in `steps`, by the means known when they were sent
-        self.sent = 0.0  # seconds of work that was ever sent here
-        self.alone = False  # its only step has a demand of its own: nothing may follow
-        self.stalled_by = 0  # a step of it that runs longer than expected: nothing may follow
-
-    @property
-    def open(self) -> bool:
-        """Whether anything may follow what it has."""
-        return not self.alone and not self.stalled_by
-
-
-class _Sent:
-    """What is about to be sent ahead to one worker, as in a `Dispatch`."""
-
-    __slots__ = ("across", "missing", "steps")
-
-    def __init__(self) -> None:
-        self.steps: List[int] = []
-        self.missing: List[Tuple[int, ...]] = []
-        self.across: Dict[int, Dict[int, int]] = {}
 
 
 class Lanes:
@@ -80,7 +44,7 @@ class Lanes:
         self.slots = slots
         self._register = register
         self._waiting = waiting
-        self._lanes: Dict[int, _Lane] = {LOCAL: _Lane()}
+        self._lanes: Dict[int, Lane] = {LOCAL: Lane()}
         self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
         self.ranks: Optional[Ranks] = None  # which ready step goes first; None: the first inserted
         self.mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
@@ -112,7 +76,7 @@ class Lanes:
 
     def open(self, worker: int) -> None:
         """`worker` can take steps."""
-        self._lanes[worker] = _Lane()
+        self._lanes[worker] = Lane()
 
     def close(self, worker: int, commands: List[Command]) -> Tuple[int, ...]:
         """`worker` is gone; the steps that it leaves behind, in lane order."""
@@ -209,7 +173,7 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
-        if self.ahead is not None and stirred and self.ahead.has_next():
+        if self.ahead is not None and stirred and self.ahead.look(self._open_steps(), len(self._lanes) - 1):
             self._assign_ahead(self.ahead, commands)
 
     def _begin(self, worker: int, step: int, commands: List[Command]) -> None:
@@ -278,99 +242,14 @@ class Lanes:
                     self.slots.take(-worker, PLAIN)
                     self._begin(worker, sent[0], commands)
                 if self.ahead is not None and lane.expected < LANE_SECONDS:
-                    self.ahead.follow(worker, sent, len(lanes), lane.sent)
+                    self.ahead.follow_all(worker, sent, len(lanes), lane.sent)
         self._remember_room(lanes)
 
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
         """Send blocked steps behind what they wait for, as far as lanes of short steps have room."""
         lanes = {w: lane for w, lane in self._lanes.items() if w != LOCAL and lane.open}
-        sent = {w: _Sent() for w in lanes}
-        for worker, lane in lanes.items():
-            if lane.steps:
-                self._assign_in_lane(ahead, worker, lanes, sent[worker])
-        begins: List[Tuple[int, int]] = []
-        while True:
-            taken = ahead.take_joint()
-            if taken is None:
-                break
-            step, where = taken
-            expected = self.mean.get(self._register.functions[step])
-            if expected is None or any(w not in lanes for w in where.values()):
-                continue
-            worker, starts = self._soonest(where, expected, lanes)
-            lane = lanes[worker]
-            if starts + expected > LANE_SECONDS or len(lane.steps) >= LANE_DEPTH:
-                ahead.put_joint_back(step)
-                break
-            if not lane.steps:
-                lane.expected = 0.0
-                self.slots.take(-worker, PLAIN)
-                begins.append((worker, step))
-            lane.sent += starts + expected - lane.expected
-            lane.expected = starts + expected
-            elsewhere = {p: w for p, w in where.items() if w != worker}
-            self._send_ahead(step, tuple(where), lane, sent[worker])
-            if elsewhere:
-                sent[worker].across[step] = elsewhere
-            ahead.sent(step)
-            ahead.follow(worker, (step,), len(lanes), lane.sent)
-            self._assign_in_lane(ahead, worker, lanes, sent[worker])
-        for worker, s in sent.items():
-            if s.steps:
-                commands.append(Dispatch(worker, tuple(s.steps), tuple(s.missing), s.across))
-        for worker, step in begins:
+        for worker, step in SendingAhead(ahead, self._register, self.slots, self.mean, lanes).run(commands):
             self._begin(worker, step, commands)
-
-    def _assign_in_lane(self, ahead: Ahead, worker: int, lanes: Dict[int, _Lane], sent: _Sent) -> None:
-        """Those that miss one step only, which is in this lane."""
-        lane = lanes[worker]
-        length = len(lane.steps)
-        while length * 2 <= LANE_DEPTH or (sent.steps and length < LANE_DEPTH):
-            taken = ahead.take(worker)
-            if taken is None:
-                break
-            step, prerequisite = taken
-            expected = self.mean.get(self._register.functions[step])
-            if expected is None or lane.expected + expected > LANE_SECONDS:
-                if expected is not None:
-                    ahead.put_back(worker, taken)
-                break
-            lane.expected += expected
-            lane.sent += expected
-            self._send_ahead(step, (prerequisite,), lane, sent)
-            length += 1
-            ahead.follow(worker, (step,), len(lanes), lane.sent)
-
-    def _send_ahead(self, step: int, missing: Tuple[int, ...], lane: _Lane, sent: _Sent) -> None:
-        self._register.move(step, Cause.SENT_AHEAD)
-        lane.steps.append(step)
-        sent.steps.append(step)
-        sent.missing.append(missing)
-
-    def _soonest(
-        self, where: Mapping[int, int], expected: float, lanes: Mapping[int, _Lane]
-    ) -> Tuple[int, float]:  # fmt: skip
-        """The lane that comes first to a step behind those of `where`, and when, in seconds from now. Those that are in
-        the lane itself count for it, as its worker knows of them without looking at others."""
-        ahead, idle = self.ahead, self.slots.free["cpus"] >= 1
-        assert ahead is not None
-        ends = {p: lanes[w].expected - (lanes[w].sent - ahead.end(p)) for p, w in where.items()}  # from now
-        best: Tuple[float, float, int] = (math.inf, 0.0, 0)
-        starts = 0.0
-        for worker, lane in lanes.items():
-            if not lane.steps and not idle:
-                continue  # it would need a CPU slot
-            work = lane.expected if lane.steps else 0.0
-            start, mine = work, 0
-            for p, w in where.items():
-                if w == worker:
-                    mine += 1
-                elif ends[p] > start:
-                    start = ends[p]
-            cost = (start - mine * expected, work, worker)
-            if cost < best:
-                best, starts = cost, start
-        return best[2], starts
 
     def _open_steps(self) -> int:
         counts = self._register.counts
@@ -380,7 +259,7 @@ class Lanes:
         """How long a lane may become: an even share of the open steps."""
         return min(-(-self._open_steps() // workers), LANE_DEPTH) if workers else 0
 
-    def _fill(self, lane: _Lane, depth: int) -> Tuple[int, ...]:
+    def _fill(self, lane: Lane, depth: int) -> Tuple[int, ...]:
         """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
         ready, mean = self._waiting.plain, self.mean
         statuses, functions = self._register.statuses, self._register.functions
@@ -407,7 +286,7 @@ class Lanes:
         lane.steps.extend(sent)
         return tuple(sent)
 
-    def _remember_room(self, lanes: Sequence[Tuple[int, int, _Lane]]) -> None:
+    def _remember_room(self, lanes: Sequence[Tuple[int, int, Lane]]) -> None:
         """Work out when it will be worth while to look at the lanes again."""
         self._head = head = self._waiting.first_plain()
         self._stirred = head is None
@@ -460,12 +339,12 @@ class Lanes:
                 return True
         return False
 
-    def _has_room(self, lane: _Lane, step: int, workers: int) -> bool:
+    def _has_room(self, lane: Lane, step: int, workers: int) -> bool:
         """Whether `step` may go behind the others in a lane that is not empty."""
         expected, depth = self.mean.get(self._register.functions[step]), self._depth(workers)
         short = expected is not None and lane.expected + expected <= LANE_SECONDS
         return bool(lane.steps) and short and 2 * len(lane.steps) <= depth
 
 
-def _by_length(entry: Tuple[int, int, _Lane]) -> int:
+def _by_length(entry: Tuple[int, int, Lane]) -> int:
     return entry[0]

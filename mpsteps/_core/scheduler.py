@@ -181,7 +181,7 @@ class Scheduler:
         for step, needs in zip(steps, prerequisites):
             if needs:
                 self._link(step, needs, commands)
-                if missing(step) or statuses[step] != _BLOCKED:
+                if missing[step] or statuses[step] != _BLOCKED:
                     continue
             ready.append(step)
         self._register.move_all(ready, Cause.PREREQUISITES_MET)
@@ -217,7 +217,7 @@ class Scheduler:
             self._lanes.ahead.linked(step, waits)
 
     def _unblock(self, step: int) -> None:
-        if self._register.statuses[step] == _BLOCKED and not self._graph.missing(step):
+        if self._register.statuses[step] == _BLOCKED and not self._graph.missing[step]:
             self._register.move(step, Cause.PREREQUISITES_MET)
             self._waiting.join(step)
 
@@ -338,7 +338,7 @@ class Scheduler:
 
     def _give_back(self, step: int, commands: List[Command]) -> None:
         """A step was sent and not begun. One that was sent ahead waits for its prerequisites again, or for ever."""
-        if not self._graph.missing(step):
+        if not self._graph.missing[step]:
             self._back(step, Cause.RETURNED)
             return
         self._register.move(step, Cause.RETURNED_EARLY)
@@ -361,7 +361,7 @@ class Scheduler:
                 self._blame[s] = because
                 skipped.append(s)
                 todo.extend(self._graph.close(s))
-            elif statuses[s] in _IN_LANE and self._graph.missing(s):
+            elif statuses[s] in _IN_LANE and self._graph.missing[s]:
                 self._doomed[s] = because  # sent ahead: its worker is about to give it back
         if skipped:
             commands.append(Closed(tuple(skipped), Status.SKIPPED, because))
@@ -390,9 +390,9 @@ class Scheduler:
         for step in range(1, len(statuses)):
             status = statuses[step]
             if status == _READY:
-                assert missing(step) == 0, f"step {step} is ready before its prerequisites"
+                assert missing[step] == 0, f"step {step} is ready before its prerequisites"
             elif status == _BLOCKED:
-                assert missing(step) > 0, f"step {step} waits for nothing"
+                assert missing[step] > 0, f"step {step} waits for nothing"
             assert (status == Status.SKIPPED) == (step in self._blame), f"step {step}: blamed for its own skipping"
         assert all(statuses[s] in _IN_LANE for s in self._doomed), f"doomed: {self._doomed}"
         for step, failed in self._attempts.items():
@@ -400,7 +400,7 @@ class Scheduler:
             assert failed <= retries + 1, f"step {step} had {failed} attempts, {retries} retries"
             assert failed <= retries or statuses[step] == Status.FAILED, f"step {step} is tried too often"
         resting = [s for s in range(1, len(statuses)) if statuses[s] == _RESTING]
-        assert all(self._attempts.get(s) and not missing(s) for s in resting), f"resting: {resting}"
+        assert all(self._attempts.get(s) and not missing[s] for s in resting), f"resting: {resting}"
         busy = any(steps for _, steps in self._lanes.items())
         if not self.stopping and not busy and len(self.lanes()) > 1:
             assert not self.counts[_READY], "all workers idle while a step is ready"

@@ -20,7 +20,6 @@ import contextlib
 import logging
 import mmap
 import os
-import tempfile
 import threading
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -285,6 +284,8 @@ class Arena:
     # -------------------------------------------------------------------------- files
 
     def _where(self) -> str:
+        import tempfile  # seldom needed, and it loads a dozen modules, in every worker
+
         return self._folder or tempfile.gettempdir()
 
     def _spill(self, size: int) -> Optional[_Slot]:
@@ -310,6 +311,8 @@ class Arena:
 
 def _nameless_file(folder: str, size: int) -> int:
     """A file of `size` bytes that is really there and has no name; OSError if it cannot be had."""
+    import tempfile
+
     fd, path = tempfile.mkstemp(prefix="mpsteps-", dir=folder)
     os.unlink(path)
     fd = shm.above_stdio(fd)

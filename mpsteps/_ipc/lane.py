@@ -19,7 +19,7 @@ from typing import Sequence
 from mpsteps._ipc import shm
 from mpsteps._ipc.bell import LONGEST_SLEEP, SPIN, Bell, Sleeper, Waker
 from mpsteps._ipc.ring import Payload, Ring, RingReader, RingWriter
-from mpsteps._ipc.standing import PAGE, PAGES, Peers, Standing
+from mpsteps._ipc.standing import IDLE, PAGE, PAGES, Peers, Standing
 
 #: Bytes of each of a lane's two rings, unless told otherwise: some thousand short step messages.
 CAPACITY = 1 << 18
@@ -129,7 +129,7 @@ class WorkerEnd:
     def begin(self, number: int) -> bool:
         """Announce that message `number` is about to be run; False: it was taken back, answer so and do not run it.
 
-        Numbers start at 1 and rise. Every message is announced, also the ones that are then passed over.
+        Numbers start at 1 and rise. One that is passed over need not be announced.
         """
         self._words[_BEGUN] = number
         self._fence()
@@ -157,8 +157,16 @@ class WorkerEnd:
         """
         done = self.send.begin(payload)
         self.wake.wake()
-        if done:
-            return True
+        return done or self._send_rest(timeout)
+
+    def put(self, payload: Payload) -> None:
+        """Send a message of any size. The coordinator is woken only if there is no room; else it finds it when it looks
+        the next time, or, should this process die, then. Wake it soon (`wake.wake`)."""
+        if not self.send.begin(payload):
+            self.wake.wake()
+            self._send_rest(None)
+
+    def _send_rest(self, timeout: float | None) -> bool:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while time.monotonic() < deadline:
             if not self._spin_for_room():
@@ -196,8 +204,8 @@ def left_words(fd: int) -> tuple[int, int] | None:
 
 
 class Board:
-    """Pages that all workers see. The first has the coordinator's `asleep` word, and only it writes there; with it goes
-    its bell. Each worker has one of its own, for its `Standing`."""
+    """Pages that all workers see. The first has the coordinator's words `asleep`, with which goes its bell, and `idle`;
+    only it writes there. Each worker has one of its own, for its `Standing`."""
 
     def __init__(self, fd: int, bell: Bell, readonly: bool) -> None:
         self.bell = bell
@@ -205,6 +213,7 @@ class Board:
         self._memory = shm.attach(fd, readonly=readonly)
         self._views: list[memoryview] = []
         self._standing: Standing | None = None
+        self._own: memoryview | None = None
 
     @classmethod
     def create(cls) -> Board:
@@ -239,6 +248,12 @@ class Board:
         """Reserve the page of a worker that is about to be started. Raises EngineError where there is no memory."""
         if number < PAGES:
             shm.reserve(self._fd, number * PAGE, PAGE)
+
+    def say_idle(self, idle: bool) -> None:
+        """Tell all workers whether one of them has nothing to do. The coordinator's only."""
+        if self._own is None:
+            self._own = self._word()
+        self._own[IDLE] = idle
 
     def standing(self, number: int) -> Standing:
         """The words that worker `number`, which this process is, stores: made once."""

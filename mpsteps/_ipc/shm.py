@@ -16,7 +16,6 @@ import mmap
 import os
 import platform
 import sys
-import tempfile
 import threading
 from typing import Callable
 
@@ -132,6 +131,8 @@ def _anonymous_file() -> int:
 
 
 def _temporary_file() -> int:
+    import tempfile  # seldom needed, and it loads a dozen modules, in every worker
+
     fd, path = tempfile.mkstemp(prefix="mpsteps-")
     os.unlink(path)
     return above_stdio(fd)

@@ -23,7 +23,11 @@ PAGES = 4096
 """The coordinator's page, and those of workers 1 to 4095. Whoever comes later has none: nobody follows its steps."""
 _DONE, _APART, _BACK = 0, 8, 9  # in words: `done`, which is stored for each step, on a line of its own
 _WORDS_A_PAGE = PAGE // 8
+IDLE = 8
+"""In words, on the coordinator's page, which has `asleep` first: whether some worker has nothing to do."""
 
+ENDED = -1
+"""In place of a number: the coordinator has heard that this message was run to its end. Only `apart` matters then."""
 SPIN = 0.001
 """Seconds for which a worker that waits for another only yields its core; then it sleeps in between."""
 NAP = 100e-6
@@ -66,6 +70,10 @@ class Peers:
     def __init__(self, memory: memoryview) -> None:
         self._words = memory
 
+    def some_idle(self) -> bool:
+        """Whether some worker has nothing to do, as far as the coordinator knows: what is told now may change that."""
+        return bool(self._words[IDLE])
+
     def have_finished(self, worker: int, number: int, apart: int, seconds: float) -> bool | None:
         """Whether message `number` of `worker` has ended and nothing there is to be heard of first; looks at it for at
         most `seconds`. False: that cannot come true any more; None: not yet."""
@@ -75,8 +83,9 @@ class Peers:
         told, back = worker * _WORDS_A_PAGE + _APART, worker * _WORDS_A_PAGE + _BACK
         stop = tired = 0.0
         while True:
-            finished = words[done] >= number
-            if words[told] != apart or words[back] >= number:  # loaded after `done`, stored before it: see README.md
+            finished = number < 0 or words[done] >= number
+            # Loaded after `done`, stored before it: see README.md.
+            if words[told] != apart or words[back] >= number > 0:
                 return False
             if finished:
                 return True

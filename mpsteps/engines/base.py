@@ -17,7 +17,7 @@ class WorkerUp(NamedTuple):
 
 
 class Replies(NamedTuple):
-    """What a worker put into its lane, in order. `apart`: how many of its steps, with these and all before, left something
+    """What a worker put into its lane, in order. `apart`: how many of its steps, these and all before, left something
     or failed, as it counts them itself (see `mpsteps._ipc.standing`)."""
 
     worker: int
@@ -65,7 +65,8 @@ class Engine(typing.Protocol):
 
     def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
         """These messages are about to be sent to these workers, in this order: complete the `peers` in their extras,
-        which come as (worker, apart), to (worker, number of the message, apart). (Only where `across`.)"""
+        which come as (worker, apart, whether the step has ended), to (worker, number of its message or ENDED, apart).
+        (Only where `across`.)"""
 
     def revoke(self, worker: int) -> None:
         """Take the steps that a worker has not begun out of its lane: `wait` tells RETURNED for each."""

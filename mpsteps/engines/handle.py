@@ -34,7 +34,7 @@ class WorkerHandle:
     `_told`: steps whose fate was told before the worker's own reply, which is then passed over: `True`, it finished;
     `False`, it was taken back.
     `damage`: what was found to be wrong with the lane ('': nothing).
-    `apart`: how many of the worker's own replies told more than that a step has finished, as the worker counts them too.
+    `apart`: how many of the worker's own replies told more than that a step has finished; the worker counts them, too.
     """
 
     __slots__ = (

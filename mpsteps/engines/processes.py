@@ -34,6 +34,7 @@ from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.link import plug_stdio
 from mpsteps._ipc.shm import ORDERED
+from mpsteps._ipc.standing import ENDED
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
@@ -94,6 +95,7 @@ class ProcessEngine:
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
         self._stopping = False
+        self._idle = False  # what the board says
         self._woken = False  # set by any thread: `wait` is to return
         self._asleep = False  # set by the coordinator's thread only
         self._owner = 0
@@ -202,8 +204,8 @@ class ProcessEngine:
             for m in messages:
                 if m[0] > 0 and m[5] and "peers" in m[5]:
                     m[5]["peers"] = {
-                        p: (worker, new.get(p) or self._number_of(worker, p), apart)
-                        for p, (worker, apart) in m[5]["peers"].items()
+                        p: (worker, ENDED if has_ended else new.get(p) or self._number_of(worker, p), apart)
+                        for p, (worker, apart, has_ended) in m[5]["peers"].items()
                     }
 
     def _number_of(self, worker: int, step: int) -> int:
@@ -244,6 +246,7 @@ class ProcessEngine:
 
     def wait(self, timeout: Optional[float]) -> List[Happening]:
         """Look at all lanes; sleep if there is nothing, until a bell, a death or the time."""
+        self._say_idle()
         found = self._collect()
         if found or timeout == 0 or self._woken:
             self._woken = False
@@ -266,6 +269,13 @@ class ProcessEngine:
             if self._spin:
                 self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
         return self._collect() + self._take_happened()
+
+    def _say_idle(self) -> None:
+        """Workers tell sooner what they have finished while another one waits for something to do."""
+        idle = any(w.ready and not w.in_lane for w in self._workers.values())
+        if idle != self._idle and self._board is not None:
+            self._idle = idle
+            self._board.say_idle(idle)
 
     def _spin_until_pending(self, timeout: Optional[float]) -> bool:
         stop = time.perf_counter() + (self._spin if timeout is None else min(self._spin, timeout))
