@@ -90,6 +90,24 @@ class Shares(Custom):
             wait_until(lambda: os.path.exists(release), f"for {release}")
             os.kill(os.getpid(), signal.SIGKILL)
 
+    @step(retries=1)
+    def dieOnce(self, i, spot):
+        """Is killed at that spot of its first attempt."""
+
+        def here(name):
+            if self._stepsExecutor.attempt == 1 and name == spot:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        here("before")
+        with self._lock:
+            here("entered")
+            self.counter += 1
+            here("half")
+            self.change(i, 0)
+            here("all")
+        here("left")
+        self.free.append(i)
+
     def holdAndFail(self, twice=False):
         with self._lock:
             self.change(1, 1)

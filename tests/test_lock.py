@@ -199,6 +199,19 @@ def test_the_death_of_who_has_it_frees_it_and_takes_back_what_it_did_there(tmp_p
     assert protocol.counter == 1
 
 
+def test_deaths_at_any_spot_never_leave_half_of_what_was_done_under_the_lock(tmp_path):
+    """All of it, once the lock was left; else nothing. The second attempt does it again."""
+    spots = ["before", "entered", "half", "all", "left"]
+    steps = [("dieOnce", i, spots[i % 5]) for i in range(15)] + [("work", i, 3) for i in range(5)]
+    protocol = finished(run(tmp_path, parallel(*steps), 3))
+
+    changes = 15 + 3 + 5 * 3  # three of those that died had left it
+    assert len(protocol.chain) == changes + 1
+    assert len(protocol.text) == changes
+    assert protocol.counter == changes + 18
+    assert sorted(i for i in protocol.free if isinstance(i, int)) == list(range(15))
+
+
 def test_the_death_of_who_waits_costs_nobody_else_a_turn(tmp_path):
     """Its time is up while it waits: waiting is time, too."""
     here, waits, release = (str(tmp_path / name) for name in ("here", "waits", "release"))
