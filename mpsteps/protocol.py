@@ -83,11 +83,14 @@ class Protocol(ProtocolInputs, ProtocolPaths):
 
     `stepsExecutionMode`: STEPS_SERIAL (steps run one after another, in this process) or STEPS_PARALLEL (in worker
     processes). `keepGoing`: after a failed step everything that does not depend on it still runs.
+    `rerunOnLoss`: on a cluster, steps that were on a node that is lost run again elsewhere, although they may have run
+    there, in part or to their end.
     `_stepsCheckSecs`: seconds between two calls of `_stepsCheck` while steps run.
     """
 
     _label: Optional[str] = None
     keepGoing: bool = False
+    rerunOnLoss: bool = False
     _stepsCheckSecs: float = 5
 
     def __init__(self, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mpsteps._announcer import check_graph, ordered
 from mpsteps._begun import Occasion, session_name
@@ -32,18 +32,21 @@ from mpsteps._resume import Earlier
 from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
+from mpsteps.engines.choice import LOCAL_ENGINES, Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
 
-ENGINES = ("inline", "processes")
+ENGINES = LOCAL_ENGINES
+MANY = 1 << 20
+"""CPU slots of a cluster: what counts there is how many workers there are."""
 
 
 def run(
     protocol: Protocol,
-    engine: Optional[str] = None,
+    engine: Union[str, Cluster, None] = None,
     listeners: Sequence[Listener] = (),
     keep_going: Optional[bool] = None,
     durability: str = "process",
@@ -51,8 +54,9 @@ def run(
 ) -> RunReport:
     """Run a protocol; returns its report.
 
-    `engine`: 'inline' or 'processes'; None: by the protocol's stepsExecutionMode. `keep_going` overrides the
-    protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
+    `engine`: 'inline' or 'processes'; 'dask', 'slurm', the address of a Dask scheduler, the path of its scheduler file,
+    or a `Cluster`, for workers beyond this machine; None: by the protocol's stepsExecutionMode. `keep_going` overrides
+    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
     `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
@@ -61,7 +65,7 @@ def run(
     if protocol._sink is not None:
         raise UsageError(f"{type(protocol).__name__} is running already")
     try:
-        _check_options(engine, in_doubt, durability)
+        engine = _check_options(engine, in_doubt, durability)
         if keep_going is not None:
             protocol.keepGoing = keep_going
         messages = protocol.validate()
@@ -85,13 +89,16 @@ def run(
         place.leave()
 
 
-def _check_options(engine: Optional[str], in_doubt: str, durability: str) -> None:
-    if engine is not None and engine not in ENGINES:
-        raise UsageError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+def _check_options(
+    engine: Union[str, Cluster, None], in_doubt: str, durability: str
+) -> Union[str, Cluster, None]:  # fmt: skip
+    if engine is not None:
+        engine = engine_of(engine)
     if in_doubt not in ("rerun", "fail"):
         raise UsageError(f"in_doubt must be 'rerun' or 'fail', not {in_doubt!r}")
     if durability not in ("process", "power"):
         raise UsageError(f"durability must be 'process' or 'power', not {durability!r}")
+    return engine
 
 
 def _sentence(error: BaseException, doing: str) -> str:
@@ -117,14 +124,22 @@ class _Session:
     """One call of `run`: everything that lives as long as it does."""
 
     def __init__(
-        self, protocol: Protocol, place: Workplace, engine: Optional[str], listeners: Tuple[Listener, ...],
+        self, protocol: Protocol, place: Workplace, engine: Union[str, Cluster, None], listeners: Tuple[Listener, ...],
         durability: str, in_doubt: str,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.place = place
         self.directory = place.directory
-        self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
-        self.workers = protocol.getScipionThreads() if self.engine_name != "inline" else 1
+        self.cluster: Optional[Cluster] = None
+        self.workers = protocol.getScipionThreads()
+        if isinstance(engine, Cluster):
+            self.cluster = shares(engine, self.workers) if engine.where == "dask" else engine
+            self.engine_name = engine.where
+        else:
+            self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
+            if self.engine_name == "inline":
+                self.workers = 1
+        self.slots = self.workers if self.cluster is None else MANY
         self.listeners = listeners
         self.durability = durability
         self.in_doubt = in_doubt
@@ -181,7 +196,7 @@ class _Session:
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
             self.durability == "power",
         )  # fmt: skip
-        slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
+        slots = SlotPool(self.slots, usable_memory(), range(len(groups)))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
@@ -193,6 +208,10 @@ class _Session:
         """The engine, being prepared; whatever happens, nothing of it is left afterwards."""
         if self.engine_name == "inline":
             yield InlineEngine(self._run_here)
+            return
+        if self.cluster is not None:
+            with self._made_cluster(self.cluster) as engine:
+                yield engine
             return
         from mpsteps.engines.processes import ProcessEngine
 
@@ -213,6 +232,23 @@ class _Session:
                 engine.stop(at_once=True)  # does nothing if the loop has come to its end
         finally:
             os.close(fence)
+
+    @contextlib.contextmanager
+    def _made_cluster(self, cluster: Cluster) -> Iterator[Engine]:
+        from mpsteps.engines.dask import DaskBus
+        from mpsteps.engines.remote import RemoteEngine, about_run
+
+        with about_run(self.directory, ("mpsteps.protocol",)) as about:
+            engine = RemoteEngine(
+                DaskBus(cluster, self.directory.tmp), self._setup, about, self.directory.tmp,
+                bool(self.protocol.rerunOnLoss),
+            )  # fmt: skip
+            engine.open_steps = lambda: self._coordinator.scheduler.open_steps
+            try:
+                engine.prepare()
+                yield engine
+            finally:
+                engine.stop(at_once=True)
 
     def _setup(self, worker: int) -> Dict[str, Any]:
         return self._work.setup(worker)

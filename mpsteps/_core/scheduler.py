@@ -99,6 +99,11 @@ class Scheduler:
         return self.counts[Status.DISPATCHED] + self.counts[Status.RUNNING]
 
     @property
+    def open_steps(self) -> int:
+        """How many steps are ready, dispatched or running."""
+        return self.counts[_READY] + self.in_flight()
+
+    @property
     def active(self) -> bool:
         """Whether anything runs, or will run without further events from outside (but for the time that passes)."""
         waiting = self.counts[_READY] + self.counts[_RESTING]

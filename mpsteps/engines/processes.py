@@ -58,7 +58,8 @@ class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
-    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed.
+    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`: the
+    logs' numbers begin above it (None: above those that are there).
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -66,6 +67,7 @@ class ProcessEngine:
 
     by_value = True
     across = ORDERED
+    elsewhere = False
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class ProcessEngine:
         spin: float = SPIN_SECONDS,
         preload: Sequence[str] = (),
         occasion: Optional[Occasion] = None,
+        first_log: Optional[int] = None,
     ) -> None:
         self._wanted = workers
         self._setup = setup
@@ -87,7 +90,7 @@ class ProcessEngine:
         self._longest_spin = longest_spin(workers)
         self._workers: Dict[int, WorkerHandle] = {}
         self._last_number = 0
-        self._first_log = 0
+        self._first_log = first_log
         self._boot_deaths = 0  # of workers and zygotes, since the last worker that got ready
         self._zygote: Optional[Spawner] = None
         self._board: Optional[Board] = None
@@ -114,7 +117,8 @@ class ProcessEngine:
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
             self._start_zygote()
-            self._first_log = last_log(self._logs)
+            if self._first_log is None:
+                self._first_log = last_log(self._logs)
             while len(self._workers) < self._wanted:
                 self._ask_for_worker()
         except BaseException:
@@ -145,7 +149,7 @@ class ProcessEngine:
         assert self._board is not None
         assert self._zygote is not None
         number = self._last_number + 1
-        log = os.path.join(self._logs, f"worker-{self._first_log + number}.log") if self._logs else None
+        log = os.path.join(self._logs, f"worker-{(self._first_log or 0) + number}.log") if self._logs else None
         self._board.admit(number)
         w = WorkerHandle(number, log)
         self._last_number = number
@@ -222,6 +226,9 @@ class ProcessEngine:
         """The step that a worker has begun and not finished; None: it is between steps."""
         w = self._workers.get(worker)
         return w.running() if w is not None and not w.damage else None
+
+    def limit_memory(self, worker: int, step: int, limit: int) -> None:
+        """The coordinator looks itself."""
 
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
