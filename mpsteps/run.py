@@ -32,7 +32,7 @@ from mpsteps._resume import Earlier
 from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
-from mpsteps.engines.choice import LOCAL_ENGINES, Cluster, engine_of, shares
+from mpsteps.engines.choice import LOCAL_ENGINES, MANY, Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
@@ -40,8 +40,6 @@ from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
 
 ENGINES = LOCAL_ENGINES
-MANY = 1 << 20
-"""CPU slots of a cluster: what counts there is how many workers there are."""
 
 
 def run(

@@ -11,6 +11,7 @@ the coordinator it runs in a thread of its own with its own event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
-from typing import Any, Callable, Coroutine, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Coroutine, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
 from mpsteps._spawn import _import_path
 from mpsteps.engines.choice import Cluster, seconds_of
@@ -441,7 +442,8 @@ class DaskBus:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            with _silence(logging.ERROR):
+                asyncio.run(self._main())
         except BaseException as error:  # must reach the coordinator, whatever it is
             if self._loop is None:
                 self._opened.put(error)
@@ -608,6 +610,19 @@ class DaskBus:
             except (OSError, asyncio.TimeoutError):
                 pass  # the scheduler is gone
         await self._source.close()
+
+
+@contextlib.contextmanager
+def _silence(level: int) -> Iterator[None]:
+    """Dask tells each of its connections on standard error, in the middle of our progress."""
+    before = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
+    for handler, old in before:
+        handler.setLevel(max(level, old))
+    try:
+        yield
+    finally:
+        for handler, old in before:
+            handler.setLevel(old)
 
 
 async def _write(agent: _Agent, comm: Any) -> None:
