@@ -151,7 +151,7 @@ def _cluster_of(engine: Union[str, Cluster], max_workers: Optional[int]) -> Opti
         if chosen.where == "dask":
             return shares(chosen, usable_cores() if max_workers is None else max_workers)
         if max_workers is not None:
-            raise UsageError(f"max_workers is not for engine {chosen.where!r}: there, the cluster says how many there are")
+            raise UsageError(f"max_workers is not for engine {chosen.where!r}: the cluster says how many there are")
         return chosen
     if chosen != "processes":
         raise UsageError(f"a pool cannot run steps on engine {chosen!r}: choose 'processes' or a cluster")

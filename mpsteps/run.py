@@ -54,7 +54,7 @@ def run(
 
     `engine`: 'inline' or 'processes'; 'dask', 'slurm', the address of a Dask scheduler, the path of its scheduler file,
     or a `Cluster`, for workers beyond this machine; None: by the protocol's stepsExecutionMode. `keep_going` overrides
-    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
+    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (a power failure too).
     `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be

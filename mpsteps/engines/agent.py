@@ -4,13 +4,14 @@ A process of its own beside the Dask worker, which only carries bytes between it
 library and no large value can keep the Dask worker from sending its heartbeats, and whatever ends the Dask worker ends
 the agent (its socket closes) and with it, through its zygote, everything that steps have started.
 
-The agent decides nothing about steps. It sets workers up, hands messages to lanes and tells what happened. What needs to
-be near is done here: killing, taking back, looking at memory, blaming the one step that a dead worker was running.
+The agent decides nothing about steps. It sets workers up, hands messages to lanes and tells what happened. What needs
+to be near is done here: killing, taking back, looking at memory, blaming the one step that a dead worker was running.
 
-Messages from the coordinator: begin(dict), setup(worker, dict), send(worker, messages), revoke(worker), running(worker),
-kill(worker, signal), limit(worker, step, bytes), stop(at once), those of `carried`. Back: ready(dict), refused(text),
-want(worker), up(worker, pid), replies(worker, messages, apart), gone(...), running(worker, step), failed(text),
-draining(), log(level, text), those of `carried`. Workers have the numbers that they have in the agent's own engine.
+Messages from the coordinator: begin(dict), setup(worker, dict), send(worker, messages), revoke(worker),
+running(worker), kill(worker, signal), limit(worker, step, bytes), stop(at once), and those of `carried`. Back:
+ready(dict), refused(text), want(worker), up(worker, pid), replies(worker, messages, apart), gone(...), running(worker,
+step), failed(text), draining(), log(level, text), and those of `carried`. Workers have the numbers that they have in
+the agent's own engine.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import EngineError, MpstepsError
 
 SEE_SECONDS = 10.0
-"""How long a node may take to see what was just written to a shared file system: NFS keeps listings for some seconds."""
+"""A node may take so long to see what was just written to a shared file system: NFS keeps listings for seconds."""
 _LOOK_PAUSE = 0.1
 
 
@@ -168,14 +169,16 @@ class Agent:
         ours, theirs = platform.python_version_tuple()[:2], tuple(about["python"])
         if ours != theirs:
             raise EngineError(f"its Python is {'.'.join(ours)}, the coordinator's {'.'.join(theirs)}")
-        if about["version"] != _version():
-            raise EngineError(f"its mpsteps is {_version()}, the coordinator's {about['version']}")
+        version = sys.modules["mpsteps"].__version__
+        if about["version"] != version:
+            raise EngineError(f"its mpsteps is {version}, the coordinator's {about['version']}")
         _take_import_path(about["path"])
         _go_to(about["cwd"], required=bool(about["run"]))
         logs: Optional[str] = None
         keep_open: Sequence[int] = ()
         if about["run"]:
-            _wait_until_seen(*about["proof"], about["run"])
+            path, content = about["proof"]
+            _wait_until_seen(path, content, about["run"])
             directory = RunDirectory(about["run"])
             self._fence = directory.open_fence()
             keep_open, logs = (self._fence,), directory.logs
@@ -229,8 +232,6 @@ class Agent:
         elif what in ("stop", "lost"):
             self._gentle = what == "stop" and not message[1]
             self._over = True
-        elif what == "drain":
-            self._draining = True
         else:
             raise EngineError(f"the coordinator said {what!r}")
 
@@ -320,12 +321,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._send(("log", record.levelno, record.getMessage()))
-
-
-def _version() -> str:
-    from mpsteps import __version__
-
-    return __version__
 
 
 def _take_import_path(path: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ def _checked(cluster: Cluster) -> Cluster:
         raise UsageError(f"a cluster is 'dask', 'slurm', an address or a scheduler file, not {where!r}")
     if not cluster.starts and not _ADDRESS.match(where):
         if "://" in where:
-            raise UsageError(f"{where!r} is not the address of a Dask scheduler: expected tcp://host:port or tls://host:port")
+            raise UsageError(f"{where!r} is no address of a Dask scheduler: expected tcp://host:port or tls://host:port")
         if not os.path.isfile(where):
             known = ", ".join((*LOCAL_ENGINES, *CLUSTER_ENGINES))
             raise UsageError(
@@ -117,6 +117,6 @@ def seconds_of(walltime: str) -> float:
 
 
 def shares(cluster: Cluster, threads: int) -> Cluster:
-    """A cluster on this machine with its numbers filled in: `threads` steps at a time in all, if nothing else is said."""
+    """A cluster on this machine with its numbers filled in: `threads` steps at a time in all, unless it says more."""
     workers = cluster.workers or 1
     return cluster._replace(workers=workers, cores=cluster.cores or math.ceil(threads / workers))

@@ -1,8 +1,8 @@
 """Dask as allocator and message bus: whatever it brings up gets an agent of ours, and bytes to and from it are carried.
 
-No step is ever a Dask task. So there is nothing that Dask could retry, steal, recompute or run twice, and its scheduler,
-which takes a few hundred microseconds for each task, is not in the way: agents are spoken to over direct connections
-from this process to the Dask workers, with Dask's own encryption. (docs/decisions/0029)
+No step is ever a Dask task. So there is nothing that Dask could retry, steal, recompute or run twice, and its
+scheduler, which takes a few hundred microseconds for each task, is not in the way: agents are spoken to over direct
+connections from this process to the Dask workers, with Dask's own encryption. (docs/decisions/0029)
 
 Everything of `distributed` and `dask_jobqueue` is imported here, in the coordinator's process and in Dask workers. In
 the coordinator it runs in a thread of its own with its own event loop.
@@ -71,9 +71,10 @@ async def attach(comm: Any) -> Any:
     """Called in a Dask worker by whoever connects and asks for it: start an agent, carry bytes until one side ends."""
     ours, theirs = socket.socketpair()
     with theirs:
-        code = f"import sys; sys.path[:] = {_import_path()}; from mpsteps.engines.agent import main; main({theirs.fileno()})"
+        fd = theirs.fileno()
+        code = f"import sys; sys.path[:] = {_import_path()}; from mpsteps.engines.agent import main; main({fd})"
         process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-c", code], pass_fds=(fd,), stdin=subprocess.DEVNULL, start_new_session=True
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     try:
@@ -127,6 +128,7 @@ class _LocalNodes:
         self._cluster = cluster
         self._scheduler: Any = None
         self._processes: List[subprocess.Popen[bytes]] = []
+        self._started = time.monotonic()
 
     async def open(self) -> Tuple[str, Security]:
         """Address and security of the scheduler."""
@@ -144,8 +146,10 @@ class _LocalNodes:
             self._processes.append(_start_node({**config, "name": f"node-{number + 1}"}))
         return self._scheduler.address, security
 
-    def check(self) -> Optional[str]:
+    def check(self, any_seen: bool) -> Optional[str]:
         """Why there will be no more Dask workers; None: all is well."""
+        if not any_seen and self._started + NODE_SECONDS < time.monotonic():
+            return f"no Dask worker has come up on this machine in {NODE_SECONDS:g} s"
         ended = [p.poll() for p in self._processes]
         if self._processes and all(code is not None for code in ended):
             return f"all Dask workers on this machine have ended (exit codes {ended}); their messages are above"
@@ -258,7 +262,7 @@ class _Existing:
                 f"{self._where!r} is no scheduler file of Dask ({type(error).__name__}: {error})"
             ) from error
 
-    def check(self) -> Optional[str]:
+    def check(self, any_seen: bool) -> Optional[str]:
         """It is not ours to judge."""
         return None
 
@@ -284,6 +288,7 @@ class _SlurmJobs:
         self._folder = folder  # for the certificates, on a shared file system
         self._jobs: Any = None
         self._most = cluster.workers or 1
+        self._tasks: Set[asyncio.Future[Any]] = set()
         self._asked = 0
 
     async def open(self) -> Tuple[str, Security]:
@@ -322,7 +327,7 @@ class _SlurmJobs:
         """Steps that one job runs at a time."""
         return int(self._cluster.cores or dask.config.get("jobqueue.slurm.cores", None) or 1)
 
-    def check(self) -> Optional[str]:
+    def check(self, any_seen: bool) -> Optional[str]:
         """Slurm's queue may be long."""
         return None
 
@@ -336,13 +341,18 @@ class _SlurmJobs:
             names = [name for name, since in idle.items() if since + IDLE_SECONDS <= now][: self._asked - wanted]
             if names:
                 self._asked -= len(names)
-                asyncio.ensure_future(self._jobs.scale_down(names))
+                self._scale_down(names)
 
     def left(self, name: str) -> None:
         """The job without its agent is of no use: if there is work, another one is asked for."""
         if name in self._jobs.workers:
             self._asked -= 1
-            asyncio.ensure_future(self._jobs.scale_down([name]))
+            self._scale_down([name])
+
+    def _scale_down(self, names: List[str]) -> None:
+        task = asyncio.ensure_future(self._jobs.scale_down(names))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _scale(self, jobs: int) -> None:
         self._asked = jobs
@@ -459,8 +469,8 @@ class DaskBus:
             except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
                 where = self._address or self._cluster.where
                 raise EngineError(
-                    f"there is no Dask scheduler at {where} ({type(error).__name__}: {error}): look whether it runs, and "
-                    "whether its address is tcp:// or tls:// (then Dask's configuration must name the certificates)"
+                    f"there is no Dask scheduler at {where} ({type(error).__name__}: {error}): look whether it runs, "
+                    "and whether it is tcp:// or tls:// (then Dask's configuration must name the certificates)"
                 ) from error
             self._loop = asyncio.get_event_loop()
             self._opened.put(None)
@@ -478,7 +488,6 @@ class DaskBus:
         """Look for Dask workers until the end."""
         assert self._stop is not None
         silent_since: Optional[float] = time.monotonic()
-        started = time.monotonic()
         while not self._stop.is_set():
             if not await self._look_for_workers():
                 return
@@ -487,9 +496,7 @@ class DaskBus:
             elif silent_since is not None and silent_since + SILENCE_SECONDS < time.monotonic():
                 silent_since = None
                 self._inbox.put(Note(f"{self._description()}: still waiting for a Dask worker"))
-            why = self._source.check()
-            if why is None and self._cluster.where == "dask" and not self._seen and started + NODE_SECONDS < time.monotonic():
-                why = f"no Dask worker has come up on this machine in {NODE_SECONDS:g} s"
+            why = self._source.check(bool(self._seen))
             if why is not None:
                 self._break(why)
                 return

@@ -1,7 +1,7 @@
 """Messages between a coordinator and its agents as a stream of bytes: a length, then what marshal wrote.
 
-Whoever carries the bytes (a socket, Dask's connections) may cut them where he likes. Every message has a number, so that
-one that was lost or came twice is noticed and nothing is run that was not meant to run.
+Whoever carries the bytes (a socket, Dask's connections) may cut them where he likes. Every message has a number, so
+that one that was lost or came twice is noticed, and no step runs twice because of it.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
-    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`: the
-    logs' numbers begin above it (None: above those that are there).
+    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`:
+    numbers of logs begin above it (None: above those that are there).
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.

@@ -12,7 +12,8 @@ To the coordinator a worker there is a worker: it has a number, a lane and one v
 loss of a node. Then nobody can say which steps of its lanes had begun: those that were there and are not answered for
 are lost, unless they may be repeated (`rerun_on_loss`); those that were not sent yet go elsewhere.
 
-The bus knows nothing of steps. It tells `Joined`, `Said`, `Left`, `Drain`, `Broken`, `Note` by putting them into the inbox.
+The bus knows nothing of steps. It tells `Joined`, `Said`, `Left`, `Drain`, `Broken`, `Note` by putting them into the
+inbox.
 """
 
 from __future__ import annotations
@@ -246,7 +247,7 @@ class RemoteEngine:
                 w.node.send(("send", w.local, [m]))
             except ValueError:
                 if m[0] < 0:
-                    raise InternalError(f"worker {worker} cannot be sent order {m[0]}: it holds 2 GiB or more") from None
+                    raise InternalError(f"worker {worker} cannot be sent order {m[0]}: it is too large") from None
                 failure = Failure(
                     "serialization", "ValueError", "an argument cannot travel to a worker process: it holds 2 GiB or "
                     "more; write it to a file and pass the path", part="an argument",
@@ -496,8 +497,8 @@ class RemoteEngine:
         if self._rerun:
             return [(-wire.RETURNED, step) for step in w.in_lane]
         failure = Failure(
-            "lost", "StepLost", f"its node {node.name} was lost ({why}); whether it has run is not known. Steps that may "
-            "be repeated can be declared so: retries=, or rerunOnLoss on the protocol", pid=w.pid,
+            "lost", "StepLost", f"its node {node.name} was lost ({why}); whether it has run is not known. Steps that "
+            "may be repeated can be declared so: retries=, or rerunOnLoss on the protocol", pid=w.pid,
         )  # fmt: skip
         return [(step, 0.0, 0.0, None, tuple(failure)) for step in w.in_lane]
 
@@ -553,18 +554,16 @@ def about_pool() -> Dict[str, Any]:
 
 
 def _about(preload: Sequence[str]) -> Dict[str, Any]:
-    from mpsteps import __version__
-
     path = [os.path.abspath(entry or os.curdir) for entry in sys.path]
     return {
-        "python": platform.python_version_tuple()[:2], "version": __version__, "path": path, "cwd": os.getcwd(),
-        "preload": tuple(preload),
+        "python": platform.python_version_tuple()[:2], "version": sys.modules["mpsteps"].__version__, "path": path,
+        "cwd": os.getcwd(), "preload": tuple(preload),
     }  # fmt: skip
 
 
 def _no_room(reply: Message) -> Message:
     failure = Failure(
-        "lost", "StepLost", "it finished, and there is no room here for what it returned, neither in shared memory nor in "
-        "files: return less, or write it to a file and return the path",
+        "lost", "StepLost", "it finished, and there is no room here for what it returned, neither in shared memory nor "
+        "in files: return less, or write it to a file and return the path",
     )  # fmt: skip
     return (*reply[:3], None, tuple(failure))
