@@ -270,7 +270,7 @@ class Coordinator:
                 self._apart[happening.worker] = happening.apart
         elif isinstance(happening, WorkerUp):
             self.work.worker_up(happening.worker, happening.pid)
-            self.handle(WorkerReady(happening.worker))
+            self.handle(WorkerReady(happening.worker, happening.node))
         elif isinstance(happening, WorkerGone):
             self._worker_gone(happening)
         elif isinstance(happening, EngineFailed):

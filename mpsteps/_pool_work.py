@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import StepAdded, WorkerReady
+from mpsteps._core.nodes import NodeSlots
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Status
@@ -28,7 +29,7 @@ from mpsteps._large_values import LargeValues
 from mpsteps._pool_functions import Functions
 from mpsteps._pool_task import Task, cannot_travel, error_of, failed, not_run, step_error
 from mpsteps.engines.base import Engine, Message
-from mpsteps.engines.choice import MANY, Cluster
+from mpsteps.engines.choice import Cluster
 from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import EngineError, InternalError
 
@@ -45,7 +46,8 @@ class PoolWork:
     def __init__(
         self, workers: int, memory: int, gpus: Sequence[int], cluster: Optional[Cluster] = None
     ) -> None:  # fmt: skip
-        self._workers = workers if cluster is None else MANY
+        self._workers = workers
+        self._by_node = cluster is not None
         self._memory = memory
         self._gpus = tuple(gpus)
         # Orders submissions before or after the end. Reentrant: a collected pool may shut down in the middle of it.
@@ -160,7 +162,7 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        slots = SlotPool(self._workers, self._memory, self._gpus)
+        slots = NodeSlots(self._gpus) if self._by_node else SlotPool(self._workers, self._memory, self._gpus)
         return Scheduler(slots, keep_going=True, ahead=True, across=self._across)
 
     def _renew(self) -> None:
@@ -170,7 +172,7 @@ class PoolWork:
         self._coordinator.scheduler = new = self._new_scheduler()
         for worker, _ in old.lanes():
             if worker != LOCAL:
-                new.handle(WorkerReady(worker))
+                new.handle(WorkerReady(worker, old.node_of(worker)))
         self._errors.clear()
         self._last = 0
 

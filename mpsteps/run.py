@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from mpsteps._announcer import check_graph, ordered
 from mpsteps._begun import Occasion, session_name
 from mpsteps._coordinator import Coordinator
+from mpsteps._core.nodes import NodeSlots
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
@@ -32,7 +33,7 @@ from mpsteps._resume import Earlier
 from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
-from mpsteps.engines.choice import LOCAL_ENGINES, MANY, Cluster, engine_of, shares
+from mpsteps.engines.choice import LOCAL_ENGINES, Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
@@ -54,7 +55,7 @@ def run(
 
     `engine`: 'inline' or 'processes'; 'dask', 'slurm', the address of a Dask scheduler, the path of its scheduler file,
     or a `Cluster`, for workers beyond this machine; None: by the protocol's stepsExecutionMode. `keep_going` overrides
-    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (a power failure too).
+    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (power cuts, too).
     `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
@@ -137,7 +138,6 @@ class _Session:
             self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
             if self.engine_name == "inline":
                 self.workers = 1
-        self.slots = self.workers if self.cluster is None else MANY
         self.listeners = listeners
         self.durability = durability
         self.in_doubt = in_doubt
@@ -194,7 +194,10 @@ class _Session:
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
             self.durability == "power",
         )  # fmt: skip
-        slots = SlotPool(self.slots, usable_memory(), range(len(groups)))
+        if self.cluster is None:
+            slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
+        else:
+            slots = NodeSlots(range(len(groups)))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)

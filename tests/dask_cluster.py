@@ -27,7 +27,8 @@ class DaskCluster:
         )  # fmt: skip
         end = time.monotonic() + SECONDS
         while not self._address():
-            assert time.monotonic() < end and self.scheduler.poll() is None, (folder / "scheduler.log").read_text()
+            assert time.monotonic() < end, (folder / "scheduler.log").read_text()
+            assert self.scheduler.poll() is None, (folder / "scheduler.log").read_text()
             time.sleep(0.02)
         self.address: str = self._address() or ""
 
@@ -50,7 +51,7 @@ class DaskCluster:
         return worker
 
     def _start(self, name: str, *arguments: str, cwd: Optional[Path] = None) -> subprocess.Popen[bytes]:
-        module = f"distributed.cli.dask_{name.split('-')[0]}"
+        module = f"distributed.cli.dask_{name.partition('-')[0]}"
         with open(self.folder / f"{name}.log", "wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, cwd=cwd, env=_environment(),

@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
 
 from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._ipc import wire
@@ -81,6 +81,7 @@ class Agent:
         self._memory = MemoryWatch()
         self._deaths = Deaths()
         self._condemned: Dict[int, Tuple[int, Failure]] = {}  # worker that is ended here -> its step, why
+        self._live: Set[int] = set()  # workers that have been set up and have not died, as far as it was told
         self._in_flight: Dict[int, int] = {}  # step -> the worker that has it and has not answered
         self._arena: Tuple[int, str] = (0, "")
         self._over = False
@@ -213,10 +214,14 @@ class Agent:
             pass
         elif what == "setup":
             try:
-                setup = self._blocks.setup({**message[2], "arena": self._arena}, message[1])
+                setup = message[2]
+                if setup.get("arena", (0,))[0]:  # else nothing is to be shared
+                    setup = {**setup, "arena": self._arena}
+                setup = self._blocks.setup(setup, message[1])
             except EngineError as error:
                 self._send(("failed", str(error)))
                 return
+            self._live.add(message[1])
             engine.set_up(message[1], setup)
         elif what == "revoke":
             engine.revoke(message[1])
@@ -236,8 +241,8 @@ class Agent:
             raise EngineError(f"the coordinator said {what!r}")
 
     def _forward(self, engine: NodeEngine, worker: int, messages: List[Message]) -> None:
-        """Steps and orders for a worker, but for one that is being ended here: it will not get to them."""
-        if worker in self._condemned:
+        """Steps and orders for a worker. One that is dead, or is being ended here, will not get to them."""
+        if worker not in self._live or worker in self._condemned:
             return
         ready: List[Message] = []
         for m in messages:
@@ -265,7 +270,7 @@ class Agent:
             messages = [self._reply(worker, m) for m in happening.messages]
             self._send(("replies", worker, messages, happening.apart))
         elif isinstance(happening, WorkerUp):
-            self._send(("up", *happening))
+            self._send(("up", happening.worker, happening.pid))
         elif isinstance(happening, WorkerGone):
             self._gone(happening)
         elif isinstance(happening, EngineFailed):
@@ -290,6 +295,7 @@ class Agent:
         worker = gone.worker
         engine = self._engine
         assert engine is not None
+        self._live.discard(worker)
         condemned = self._condemned.pop(worker, None)
         self._memory.end(worker)
         if condemned is not None and gone.began == condemned[0]:

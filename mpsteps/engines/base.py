@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from mpsteps._core.slots import Node
 from mpsteps._ipc.wire import Failure
 
 Message = Tuple[Any, ...]
@@ -12,10 +13,11 @@ Message = Tuple[Any, ...]
 
 
 class WorkerUp(NamedTuple):
-    """A worker is ready for steps."""
+    """A worker is ready for steps. `node`: the machine that it is on, where there are several."""
 
     worker: int
     pid: int
+    node: Optional[Node] = None
 
 
 class Replies(NamedTuple):

@@ -11,8 +11,6 @@ from mpsteps.errors import UsageError
 
 LOCAL_ENGINES = ("inline", "processes")
 CLUSTER_ENGINES = ("dask", "slurm")
-MANY = 1 << 20
-"""CPU slots of a cluster: what counts there is how many workers there are."""
 _ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx)://[^/\s]+:\d+/?$")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s*[KMGTP]?i?B?$", re.IGNORECASE)
 _WALLTIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>\d\d)(?::(?P<s>\d\d))?$")

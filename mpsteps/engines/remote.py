@@ -28,6 +28,7 @@ import time
 import typing
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from mpsteps._core.slots import Node
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP
 from mpsteps._ipc.blocks import Attachments
@@ -112,9 +113,10 @@ class Bus(typing.Protocol):
 class _Node:
     """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones."""
 
-    def __init__(self, agent: int, name: str, attachments: Attachments, limit: int, folder: str) -> None:
-        self.agent = agent
-        self.name = name
+    def __init__(self, event: Joined, attachments: Attachments, limit: int, folder: str) -> None:
+        self.agent = event.agent
+        self.name = event.name
+        self.size = Node(event.agent, event.slots)
         self.ready = False
         self.draining = False
         self.workers: Dict[int, int] = {}  # its worker -> ours
@@ -200,7 +202,7 @@ class RemoteEngine:
             self._want(node, local)
 
     def _joined(self, event: Joined) -> None:
-        node = _Node(event.agent, event.name, self._attachments, int(usable_memory() * SHARE), self._folder)
+        node = _Node(event, self._attachments, int(usable_memory() * SHARE), self._folder)
         self._nodes[event.agent] = node
         first_log = self._first_log + 1_000_000 * event.agent
         node.send(("begin", {**self._about, "workers": event.slots, "first_log": first_log}))
@@ -370,6 +372,7 @@ class RemoteEngine:
         elif what == "ready":
             node.ready = True
             node.name = f"{message[1]['host']} ({node.name})"
+            node.size = node.size._replace(memory=message[1]["memory"])
         elif what == "refused":
             self._refuse(node, message[1])
         elif what == "failed":
@@ -390,7 +393,7 @@ class RemoteEngine:
             if w.node.draining:
                 self._leave_if_idle(number, w)
             else:
-                self._happened.append(WorkerUp(number, w.pid))
+                self._happened.append(WorkerUp(number, w.pid, w.node.size))
         elif what == "running":
             w.runs = message[2]
         elif what == "gone":
