@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,24 +39,24 @@ class DaskCluster:
         except (OSError, ValueError):
             return None  # not written yet, or not to its end
 
-    def add(self, slots: int, cwd: Optional[Path] = None) -> subprocess.Popen[bytes]:
-        """One more worker."""
+    def add(self, slots: int, hide: Optional[Path] = None) -> subprocess.Popen[bytes]:
+        """One more worker; it does not see what is in the directory `hide`."""
         number = len(self.workers) + 1
         folder = self.folder / f"node-{number}"
         worker = self._start(
             f"worker-{number}", self.address, "--nthreads", str(slots), "--no-nanny", "--local-directory", str(folder),
             "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1", "--name", f"node-{number}",
-            cwd=cwd,
+            hide=hide,
         )  # fmt: skip
         self.workers.append(worker)
         return worker
 
-    def _start(self, name: str, *arguments: str, cwd: Optional[Path] = None) -> subprocess.Popen[bytes]:
+    def _start(self, name: str, *arguments: str, hide: Optional[Path] = None) -> subprocess.Popen[bytes]:
         module = f"distributed.cli.dask_{name.partition('-')[0]}"
         with open(self.folder / f"{name}.log", "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=log, stderr=log, cwd=cwd, env=_environment(),
-                start_new_session=True,
+                [*_hiding(hide), sys.executable, "-m", module, *arguments], stdout=log, stderr=log,
+                env=_environment(), start_new_session=True,
             )  # fmt: skip
 
     def close(self) -> None:
@@ -63,6 +64,22 @@ class DaskCluster:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _hiding(folder: Optional[Path]) -> List[str]:
+    """The beginning of a command that finds an empty file system there."""
+    if folder is None:
+        return []
+    return ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder)]
+
+
+def _can_hide() -> bool:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*_hiding(Path("/mnt")), "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+CAN_HIDE = _can_hide()
 
 
 def _environment() -> Any:

@@ -70,7 +70,7 @@ MUTANTS: dict[str, Mutant] = {
     "does not look whether memory is free": Mutant(
         "slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'
     ),
-    "uses more CPUs than there are": Mutant("lanes", 'if not length and self.slots.free["cpus"] < 1:', "if False:"),
+    "uses more CPUs than there are": Mutant("lanes", "if not length and self.slots.is_full(worker):", "if False:"),
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
     "hands out a step twice": Mutant(
         "lanes",
@@ -85,10 +85,10 @@ MUTANTS: dict[str, Mutant] = {
     "forgets to queue returned steps": Mutant("scheduler", "        self._waiting.rejoin(step)", "        pass"),
     "sends behind a step that must be alone": Mutant("lanes", "lane.alone = worker != LOCAL", "lane.alone = False"),
     "sends a special step to a busy worker": Mutant(
-        "lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"
+        "lanes", "if worker != LOCAL and not lane.steps)", "if worker != LOCAL)"
     ),
     "runs a local step in a worker": Mutant(
-        "lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"
+        "slots", "worker = LOCAL if demand.local else next(iter(idle), None)", "worker = next(iter(idle), None)"
     ),
     "queues behind steps of unknown duration": Mutant(
         "lanes", "elif expected is None or work", "elif expected is not None and work"
@@ -100,7 +100,7 @@ MUTANTS: dict[str, Mutant] = {
     "overlooks a queue of special steps": Mutant(
         "waiting", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"
     ),
-    "lets younger steps starve a large one": Mutant("lanes", 'lack in ("cpus", "memory")', "False"),
+    "lets younger steps starve a large one": Mutant("slots", 'lack in ("cpus", "memory")', "False"),
     "keeps the lane of a dead worker": Mutant("lanes", "        del self._lanes[worker]\n", ""),
     "forgets the victim of a lost worker": Mutant("scheduler", "if step == began:", "if False:"),
     "makes victims of all steps of a lost worker": Mutant("scheduler", "if step == began:", "if True:"),
@@ -146,7 +146,7 @@ MUTANTS: dict[str, Mutant] = {
         "lanes", "{p: w for p, w in where.items() if w != worker}", "dict(list(where.items())[:1])"
     ),
     "sends a step across without a slot": Mutant(
-        "lanes", "                self.slots.take(-worker, PLAIN)\n                begins", "                begins"
+        "lanes", "                self.slots.take(-worker, PLAIN, worker)\n                begins", "                begins"
     ),
     "does not begin what it sends across": Mutant("lanes", "begins.append((worker, step))", "pass"),
     "follows steps of a lane that stalls": Mutant("lanes", "any(w not in lanes for w in where.values())", "False"),

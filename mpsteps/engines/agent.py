@@ -41,8 +41,6 @@ from mpsteps.engines.frames import PIECE, FrameReader, FrameWriter, Message
 from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import EngineError, MpstepsError
 
-SEE_SECONDS = 10.0
-"""A node may take so long to see what was just written to a shared file system: NFS keeps listings for seconds."""
 _LOOK_PAUSE = 0.1
 
 
@@ -179,7 +177,7 @@ class Agent:
         keep_open: Sequence[int] = ()
         if about["run"]:
             path, content = about["proof"]
-            _wait_until_seen(path, content, about["run"])
+            _wait_until_seen(path, content, about["run"], about["patience"])
             directory = RunDirectory(about["run"])
             self._fence = directory.open_fence()
             keep_open, logs = (self._fence,), directory.logs
@@ -348,9 +346,9 @@ def _go_to(folder: str, required: bool) -> None:
             ) from error
 
 
-def _wait_until_seen(path: str, content: str, run: str) -> None:
-    """Whether this node sees what the coordinator has just written into the run directory."""
-    end = time.monotonic() + SEE_SECONDS
+def _wait_until_seen(path: str, content: str, run: str, seconds: float) -> None:
+    """Whether this node sees what the coordinator has just written into the run directory; EngineError: it does not."""
+    end = time.monotonic() + seconds
     while True:
         try:
             with open(path) as f:

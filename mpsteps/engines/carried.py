@@ -7,18 +7,19 @@ and the reference in the message is exchanged for one to that copy. Further mess
 Who frees what. The coordinator's own books (`_large_values`) count each step that was sent as a user of the block here.
 The agent counts the users of its copy, as they are the workers of its node, and says when there are none (``unused``).
 It may not free the copy by itself: a message that names it may be on its way. The coordinator knows how often it has
-named the copy; if the agent has seen as many, the copy is to be dropped and not named again.
+named the copy; if the agent has seen as many, nobody uses it. Then it is kept for later steps, but for no more than
+`KEPT` bytes of such copies, and not when the value itself is gone.
 
 What a step returns goes the other way: into an arena here, which stands in for that of the worker.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from mpsteps._ipc import large, wire
 from mpsteps._ipc.arena import Arena
-from mpsteps._ipc.blocks import Attachments, Reference
+from mpsteps._ipc.blocks import Attachments, Reference, size_of
 from mpsteps._ipc.users import Users
 from mpsteps.errors import EngineError
 
@@ -27,6 +28,10 @@ Send = Callable[[Message], None]
 
 PART = 64 << 20
 """The content of a block is sent in pieces of so many bytes, so that other messages come in between."""
+
+
+KEPT = 256 << 20
+"""Bytes of copies that a node keeps although no step uses them, since others may."""
 
 
 def _pieces(views: List[memoryview]) -> List[bytes]:
@@ -73,6 +78,9 @@ class ToNode:
         self._send = send
         self._attachments = attachments
         self._named: Dict[int, int] = {}  # key of a block there -> how often a message has named it
+        self._sizes: Dict[int, int] = {}  # the same blocks -> bytes
+        self._idle: Dict[int, None] = {}  # those without users, the longest unused first
+        self._gone: Set[int] = set()  # those with users whose value is gone
         self._image: Any = None
         self._images = 0
 
@@ -99,15 +107,32 @@ class ToNode:
 
     def unused(self, key: int, seen: int) -> None:
         """The agent has no user of a copy left, after so many messages that named it."""
-        if self._named.get(key) == seen:
-            del self._named[key]
-            self._send(("drop", key))
+        if self._named.get(key) != seen:
+            return
+        self._idle[key] = None
+        if key in self._gone:
+            self._drop(key)
+        while sum(self._sizes[k] for k in self._idle) > KEPT:
+            self._drop(next(iter(self._idle)))
+
+    def freed(self, key: int) -> None:
+        """The value itself is gone: nobody can ask for it again."""
+        if key in self._idle:
+            self._drop(key)
+        elif key in self._named:
+            self._gone.add(key)
+
+    def _drop(self, key: int) -> None:
+        del self._named[key], self._sizes[key], self._idle[key]
+        self._gone.discard(key)
+        self._send(("drop", key))
 
     def _name(self, parcel: List[Any]) -> List[Any]:
         key = large.key(parcel)
         if key not in self._named:
             send_block(self._send, key, self._attachments.get(parcel[1]))
-            self._named[key] = 0
+            self._named[key], self._sizes[key] = 0, size_of(parcel[1])
+        self._idle.pop(key, None)
         self._named[key] += 1
         return [parcel[0], key]
 

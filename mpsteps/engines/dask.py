@@ -31,7 +31,7 @@ from mpsteps._spawn import _import_path
 from mpsteps.engines.choice import Cluster, seconds_of
 from mpsteps.engines.frames import PIECE
 from mpsteps.engines.remote import Broken, Drain, Event, Joined, Left, Note, Said
-from mpsteps.errors import EngineError, UsageError
+from mpsteps.errors import EngineError, MpstepsError, UsageError
 
 try:
     import dask
@@ -466,6 +466,8 @@ class DaskBus:
             try:
                 self._address, security = await self._source.open()
                 self._client = await self._connect(security)
+            except MpstepsError:
+                raise
             except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
                 where = self._address or self._cluster.where
                 raise EngineError(

@@ -43,6 +43,8 @@ from mpsteps.engines.frames import FrameReader, FrameWriter
 from mpsteps.engines.handle import last_log
 from mpsteps.errors import EngineError, InternalError
 
+SEE_SECONDS = 10.0
+"""A node may take so long to see what was just written to a shared file system: NFS keeps listings for seconds."""
 STOP_SECONDS = 8.0
 """Agents that were told to leave are given up after this; they end by themselves when their connection is closed."""
 SCALE_SECONDS = 1.0
@@ -182,6 +184,7 @@ class RemoteEngine:
         self._started = False
         self._opened = False
         self._stopping = False
+        self._cut_off = False  # nobody can be reached any more: agents notice, and end by themselves
         self._refused = ""
         self._scale_at = 0.0
 
@@ -228,6 +231,9 @@ class RemoteEngine:
         for m in messages:
             if m[0] == -wire.FREE:
                 w.node.results.free(m[1])
+                for node in self._nodes.values():
+                    for key in m[1]:
+                        node.blocks.freed(key)
         if w.node.draining and steps:
             self._happened.append(Replies(worker, [(-wire.RETURNED, m[0]) for m in steps]))
             self._leave_if_idle(worker, w)
@@ -354,6 +360,7 @@ class RemoteEngine:
             if node is not None:
                 self._drain(node)
         elif isinstance(event, Broken):
+            self._cut_off = True
             if not self._stopping:
                 self._happened.append(EngineFailed(event.why))
         else:
@@ -518,7 +525,7 @@ class RemoteEngine:
                 node.send(("stop", at_once))
             self._flush()
             end = time.monotonic() + STOP_SECONDS
-            while self._nodes and time.monotonic() < end:
+            while self._nodes and not self._cut_off and time.monotonic() < end:
                 try:
                     self._hear(self._inbox.get(timeout=max(0.0, end - time.monotonic())))
                 except queue.Empty:
@@ -560,7 +567,7 @@ def _about(preload: Sequence[str]) -> Dict[str, Any]:
     path = [os.path.abspath(entry or os.curdir) for entry in sys.path]
     return {
         "python": platform.python_version_tuple()[:2], "version": sys.modules["mpsteps"].__version__, "path": path,
-        "cwd": os.getcwd(), "preload": tuple(preload),
+        "cwd": os.getcwd(), "patience": SEE_SECONDS, "preload": tuple(preload),
     }  # fmt: skip
 
 
