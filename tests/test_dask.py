@@ -103,12 +103,12 @@ def test_what_we_start_takes_no_connection_without_the_certificates_of_the_run(t
         for port in ports:
             with socket.create_connection(("127.0.0.1", port), 5) as sock:
                 sock.settimeout(5)
-                sock.sendall(b"\x00" * 64)
                 try:
+                    sock.sendall(b"GET /info/main/workers.html HTTP/1.0\r\n\r\n")
                     answer = sock.recv(1 << 16)
                 except ConnectionError:
                     continue
-                assert not answer or answer[:1] == b"\x15" or answer.startswith(b"HTTP/"), (port, answer)
+                assert not answer or b" 404 " in answer.partition(b"\r\n")[0], (port, answer)
 
 
 def ports_of_family(coordinator: int) -> List[int]:
@@ -182,16 +182,14 @@ def test_a_large_value_goes_to_a_node_once(shared: DaskCluster) -> None:
     np = pytest.importorskip("numpy")
     data = np.arange(500_000, dtype=float)
     with StepPool(engine=shared.address) as pool:
-        pool.submit(abs, 1).result(SECONDS)
-        made = pool.submit(np.multiply, data, 2.0)
-        assert float(made.result(SECONDS)[-1]) == 2.0 * data[-1]
         bus = pool._work._coordinator.engine._bus  # type: ignore[attr-defined]
         carried: List[int] = []
         post = bus.post
         bus.post = lambda agent, content: (carried.append(len(content)), post(agent, content))
+        made = pool.submit(np.multiply, data, 2.0)
         sums = [pool.submit_step(np.sum, made) for _ in range(20)]
         assert {float(f.result(SECONDS)) for f in sums} == {float(data.sum() * 2)}
-        assert sum(carried) < 3 * data.nbytes
+        assert data.nbytes < sum(carried) < 4 * data.nbytes
 
 
 @pytest.mark.parametrize("engine", ["tcp://127.0.0.1", "dusk", "nowhere.json", "inline ", "http://x:1"])

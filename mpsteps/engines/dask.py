@@ -124,8 +124,9 @@ async def install(dask_worker: Any) -> Dict[str, Any]:
 class _LocalNodes:
     """A scheduler in this process, and Dask workers (each with its nanny) as processes of their own."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, folder: str) -> None:
         self._cluster = cluster
+        self._folder = folder
         self._scheduler: Any = None
         self._processes: List[subprocess.Popen[bytes]] = []
         self._started = time.monotonic()
@@ -134,9 +135,10 @@ class _LocalNodes:
         """Address and security of the scheduler."""
         security = _new_security()
         where = {"interface": self._cluster.interface} if self._cluster.interface else {"host": "127.0.0.1"}
-        self._scheduler = await distributed.Scheduler(
-            protocol="tls", security=security, dashboard=False, dashboard_address="127.0.0.1:0", **where
-        )
+        with dask.config.set({**_NO_PAGES, **_scratch(self._folder)}):
+            self._scheduler = await distributed.Scheduler(
+                protocol="tls", security=security, dashboard=False, dashboard_address="127.0.0.1:0", **where
+            )
         assert self._cluster.cores is not None
         config = {
             "scheduler": self._scheduler.address, "nthreads": self._cluster.cores, **where,
@@ -171,6 +173,15 @@ class _LocalNodes:
             _end_node(process)
         if self._scheduler is not None:
             await self._scheduler.close()
+
+
+_NO_PAGES: Dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+"""Pages in HTTP would be there for everybody who can connect."""
+
+
+def _scratch(folder: str) -> Dict[str, str]:
+    """Where a scheduler makes a directory that it has no use for."""
+    return {"temporary-directory": folder} if folder else {}
 
 
 def _new_security() -> Security:
@@ -220,12 +231,12 @@ def node_main() -> NoReturn:
     security = Security(require_encryption=True, **_for_worker(config.pop("security")))
     scheduler = config.pop("scheduler")
     # Steps run in other processes: how many threads their libraries start is not Dask's business here.
-    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {}, **_NO_PAGES})
 
     async def serve() -> None:
         nanny = await distributed.Nanny(
             scheduler, security=security, memory_limit=0, local_directory=folder, dashboard=False,
-            dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR, **config,
+            dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR, config=_NO_PAGES, **config,
         )  # fmt: skip
         await nanny.finished()
 
@@ -307,7 +318,7 @@ class _SlurmJobs:
         }  # fmt: skip
         options = {name: value for name, value in given.items() if value is not None}
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), dask.config.set(_NO_PAGES):
                 warnings.simplefilter("ignore")
                 self._jobs = await SLURMCluster(
                     asynchronous=True, n_workers=0, processes=1, security=security, protocol="tls://",
@@ -394,7 +405,7 @@ class DaskBus:
         self._cluster = cluster
         self._source: Any
         if cluster.where == "dask":
-            self._source = _LocalNodes(cluster)
+            self._source = _LocalNodes(cluster, folder)
         elif cluster.where == "slurm":
             self._source = _SlurmJobs(cluster, folder)
         else:
