@@ -373,12 +373,13 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         name = getattr(self, "runName", None)
         return str((name.get() if name is not None else None) or self._label_of_run or self.getClassLabel())
 
-    def run(self, engine: Optional[str] = None, **options: Any) -> Any:
+    def run(self, engine: Any = None, **options: Any) -> Any:
         """Validate, insert the steps and run them; returns the RunReport.
 
         Raises UsageError (ValidationError, PrerequisiteError, ...) for what is wrong before any step starts, and then
         the protocol is failed as well. A failing step raises nothing: `isFailed()` and `getErrorMessage()` tell.
-        `engine`: 'inline' or 'processes' (default: by `stepsExecutionMode`). Other options: see `mpsteps.run.run`.
+        `engine`: 'inline', 'processes' or a cluster (default: by `stepsExecutionMode`). More of it, and other options:
+        see `mpsteps.run.run`.
         """
         from mpsteps.run import run
 

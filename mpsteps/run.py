@@ -33,14 +33,12 @@ from mpsteps._resume import Earlier
 from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
-from mpsteps.engines.choice import LOCAL_ENGINES, Cluster, engine_of, shares
+from mpsteps.engines.choice import Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
-
-ENGINES = LOCAL_ENGINES
 
 
 def run(
@@ -130,6 +128,7 @@ class _Session:
         self.place = place
         self.directory = place.directory
         self.cluster: Optional[Cluster] = None
+        self.cluster_given = engine.given() if isinstance(engine, Cluster) else None
         self.workers = protocol.getScipionThreads()
         if isinstance(engine, Cluster):
             self.cluster = shares(engine, self.workers) if engine.where == "dask" else engine
@@ -311,6 +310,7 @@ class _Session:
             "params": {k: v if wire.is_plain(v) else str(v) for k, v in protocol.getDefinitionDict().items()},
             "threads": self.workers,
             "engine": self.engine_name,
+            "cluster": self.cluster_given,
             "python": platform.python_version(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -424,7 +424,7 @@ class _Session:
             failed=tuple(work.failed_steps),
             skipped=work.skipped,
             in_doubt=tuple(doubtful),
-            workers=self.workers,
+            workers=getattr(self._coordinator.engine, "most", self.workers),
             seconds=time.monotonic() - self._began,
             cpu_seconds=work.cpu_seconds,
         )

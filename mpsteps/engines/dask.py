@@ -48,6 +48,8 @@ CONNECT_SECONDS = 20.0
 """A scheduler that does not answer in this time is not there."""
 ALIVE_SECONDS = 5.0
 """... and one that is spoken to already, in this."""
+NEWS_SECONDS = 0.1
+"""... and the connection to one that has died is closed after this at the latest, on any network that is up."""
 LOOK_SECONDS = (0.05, 1.0)
 """How often it is looked for new Dask workers: while there is none yet, and later."""
 NODE_SECONDS = 120.0
@@ -585,6 +587,8 @@ class DaskBus:
             comm.abort()
             self._agents.pop(agent.number, None)
         # A Dask worker that is gone may be the first sign that the scheduler is: then that is told.
+        if not self._closing:
+            await asyncio.sleep(NEWS_SECONDS)
         if self._closing or await self._look_for_workers():
             self._inbox.put(Left(agent.number, why))
             self._source.left(agent.name)
@@ -626,7 +630,7 @@ class DaskBus:
         await asyncio.gather(*list(self._tasks), return_exceptions=True)
         if self._client is not None:
             try:
-                await asyncio.wait_for(self._client.close(), ALIVE_SECONDS)
+                await asyncio.wait_for(self._client.close(), 2 * NEWS_SECONDS if self._broken else ALIVE_SECONDS)
             except (OSError, asyncio.TimeoutError):
                 pass  # the scheduler is gone
         await self._source.close()

@@ -177,6 +177,7 @@ class RemoteEngine:
         self._nodes: Dict[int, _Node] = {}
         self._workers: Dict[int, _Worker] = {}
         self._last = 0
+        self.most = 0  # as many workers there have been at a time
         self._first_log = int(about.get("first_log") or 0)
         self._attachments = Attachments()
         self._happened: List[Happening] = []
@@ -218,6 +219,7 @@ class RemoteEngine:
         self._last = number = self._last + 1
         self._workers[number] = _Worker(node, local)
         node.workers[local] = number
+        self.most = max(self.most, len(self._workers))
         node.send(("setup", local, node.blocks.setup(self._setup(number))))
 
     # ------------------------------------------------------------------- while it runs
