@@ -77,7 +77,7 @@ class PoolWork:
         from mpsteps.engines.dask import DaskBus
         from mpsteps.engines.remote import RemoteEngine, about_pool
 
-        engine = RemoteEngine(DaskBus(cluster, ""), self._setup, about_pool())
+        engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool())
         engine.open_steps = lambda: self._coordinator.scheduler.open_steps
         return engine
 

@@ -240,7 +240,7 @@ class _Session:
 
         with about_run(self.directory, ("mpsteps.protocol",)) as about:
             engine = RemoteEngine(
-                DaskBus(cluster, self.directory.tmp), self._setup, about, self.directory.tmp,
+                DaskBus(cluster, self.directory.tmp, self.directory.logs), self._setup, about, self.directory.tmp,
                 bool(self.protocol.rerunOnLoss),
             )  # fmt: skip
             engine.open_steps = lambda: self._coordinator.scheduler.open_steps

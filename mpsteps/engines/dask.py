@@ -39,6 +39,7 @@ try:
     from distributed.comm import CommClosedError, connect
     from distributed.core import Status
     from distributed.security import Security
+    from distributed.utils import get_ip
 except ImportError as error:
     raise UsageError(
         f"clusters need Dask, which is not installed here ({error}): pip install \"mpsteps[dask]\""
@@ -296,49 +297,83 @@ class _Existing:
 class _SlurmJobs:
     """Jobs, each with one Dask worker, as dask-jobqueue submits them."""
 
-    def __init__(self, cluster: Cluster, folder: str) -> None:
+    def __init__(self, cluster: Cluster, folder: str, logs: str) -> None:
         self._cluster = cluster
-        self._folder = folder  # for the certificates, on a shared file system
+        self._folder = folder
+        self._logs = logs
         self._jobs: Any = None
         self._most = cluster.workers or 1
+        self._certificates = ""
         self._tasks: Set[asyncio.Future[Any]] = set()
         self._asked = 0
 
     async def open(self) -> Tuple[str, Security]:
         """Address and security of the scheduler, which is in this process; the first job is submitted."""
-        try:
-            from dask_jobqueue import SLURMCluster
-        except ImportError as error:
-            raise UsageError(f"engine 'slurm' needs dask-jobqueue ({error}): pip install \"mpsteps[slurm]\"") from error
+        make = _import_slurm_cluster()
         if shutil.which("sbatch") is None:
             raise UsageError("engine 'slurm': there is no sbatch on this machine; run it where jobs can be submitted")
-        security = _new_security()
+        self._check()
+        security = self._security_in_files()
         cluster = self._cluster
         given = {
             "cores": cluster.cores, "memory": cluster.memory, "queue": cluster.partition, "walltime": cluster.walltime,
             "interface": cluster.interface,
         }  # fmt: skip
+        if self._logs:
+            given["log_directory"] = self._logs
+        # Not on all interfaces: on the one that is chosen, or that of the default route.
+        host = {} if cluster.interface or self._configured("interface") else {"host": get_ip()}
         options = {name: value for name, value in given.items() if value is not None}
         try:
             with warnings.catch_warnings(), dask.config.set(_NO_PAGES):
                 warnings.simplefilter("ignore")
-                self._jobs = await SLURMCluster(
+                self._jobs = await make(
                     asynchronous=True, n_workers=0, processes=1, security=security, protocol="tls://",
-                    shared_temp_directory=self._folder, python=sys.executable,
-                    scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"}, **options,
+                    python=sys.executable,
+                    dashboard_address="127.0.0.1:0", scheduler_options={"dashboard": False, **host}, **options,
                 )  # fmt: skip
         except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"dask-jobqueue cannot describe a job: {error}. Give --cores and --job-memory, or set them in its "
-                "configuration (~/.config/dask/jobqueue.yaml, section jobqueue: slurm:)"
-            ) from error
-        self._scale(1)
+            raise UsageError(f"dask-jobqueue cannot describe a job: {_last_line(error)}") from error
+        self._asked = 1
+        try:
+            await self._submit()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise EngineError(f"Slurm does not take the job: {_last_line(error)}") from error
         return self._jobs.scheduler_address, security
+
+    def _check(self) -> None:
+        for name in ("cores", "memory"):
+            if getattr(self._cluster, name) is None and self._configured(name) is None:
+                option = "--cores" if name == "cores" else "--job-memory"
+                raise UsageError(
+                    f"how much {name} a job has is not known: give {option} ({name}= of a Cluster), or set it in "
+                    "dask-jobqueue's configuration (~/.config/dask/jobqueue.yaml, section jobqueue: slurm:)"
+                )
+
+    def _security_in_files(self) -> Security:
+        """Certificates for this run, where jobs can read them and nobody else."""
+        folder = self._folder or self._configured("shared-temp-directory") or os.getcwd()
+        self._certificates = tempfile.mkdtemp(prefix=".mpsteps-certificates-", dir=os.path.expanduser(folder))
+        made = _new_security()
+        files: Dict[str, str] = {}
+        for role in ("scheduler", "worker", "client"):
+            for name, text in made.get_tls_config_for_role(role).items():
+                if isinstance(text, str) and "\n" in text:
+                    key = "tls_ca_file" if name == "ca_file" else f"tls_{role}_{name}"
+                    files[key] = os.path.join(self._certificates, key)
+                    with open(os.open(files[key], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+                        f.write(text)
+        return Security(require_encryption=True, **files)
+
+    @staticmethod
+    def _configured(name: str) -> Any:
+        """What dask-jobqueue's configuration says; None: nothing."""
+        return dask.config.get(f"jobqueue.slurm.{name}", None)
 
     @property
     def cores(self) -> int:
         """Steps that one job runs at a time."""
-        return int(self._cluster.cores or dask.config.get("jobqueue.slurm.cores", None) or 1)
+        return int(self._cluster.cores or self._configured("cores") or 1)
 
     def check(self, any_seen: bool) -> Optional[str]:
         """Slurm's queue may be long."""
@@ -348,32 +383,42 @@ class _SlurmJobs:
         """As many jobs as have something to do, up to the most; those that have been idle for long are given back."""
         wanted = min(self._most, max(1, -(-open_steps // self.cores)))
         if wanted > self._asked:
-            self._scale(wanted)
+            self._asked = wanted
+            self._start_task(self._submit_more())
         elif wanted < self._asked:
             now = time.monotonic()
             names = [name for name, since in idle.items() if since + IDLE_SECONDS <= now][: self._asked - wanted]
             if names:
                 self._asked -= len(names)
-                self._scale_down(names)
+                self._start_task(self._give_back(names))
 
     def left(self, name: str) -> None:
         """The job without its agent is of no use: if there is work, another one is asked for."""
         if name in self._jobs.workers:
             self._asked -= 1
-            self._scale_down([name])
+            self._start_task(self._give_back([name]))
 
-    def _scale_down(self, names: List[str]) -> None:
-        task = asyncio.ensure_future(self._jobs.scale_down(names))
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _scale(self, jobs: int) -> None:
-        self._asked = jobs
-        self._jobs.scale(jobs)
+    async def _submit(self) -> None:
+        self._jobs.scale(self._asked)
+        await self._jobs
+
+    async def _submit_more(self) -> None:
+        try:
+            await self._submit()
+        except (RuntimeError, OSError, ValueError) as error:
+            logger.warning("Slurm does not take another job: %s", _last_line(error))
+
+    async def _give_back(self, names: List[str]) -> None:
+        await self._jobs.scale_down(names)
 
     def seconds_until_drain(self) -> Optional[float]:
         """From when a job has started."""
-        text = self._cluster.walltime or dask.config.get("jobqueue.slurm.walltime", None)
+        text = self._cluster.walltime or self._configured("walltime")
         if not text:
             return None
         seconds = seconds_of(str(text))
@@ -381,8 +426,31 @@ class _SlurmJobs:
 
     async def close(self) -> None:
         """Cancel the jobs, end the scheduler."""
+        for task in self._tasks:
+            task.cancel()
         if self._jobs is not None:
             await self._jobs.close()
+        if self._certificates:
+            shutil.rmtree(self._certificates, ignore_errors=True)
+
+
+def _import_slurm_cluster() -> Any:
+    """dask-jobqueue takes SIGINT for itself when it is imported, which is no business of its, and which only the main
+    thread may do."""
+    set_handler = signal.signal
+    signal.signal = lambda *_: None
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise UsageError(f"engine 'slurm' needs dask-jobqueue ({error}): pip install \"mpsteps[slurm]\"") from error
+    finally:
+        signal.signal = set_handler
+    return SLURMCluster
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------------- the coordinator
@@ -401,15 +469,16 @@ class _Agent:
 
 
 class DaskBus:
-    """A `remote.Bus` over Dask. `folder`: on a shared file system, for what jobs must read (certificates)."""
+    """A `remote.Bus` over Dask. Both on a shared file system: `folder` for what jobs must read (certificates), `logs`
+    for what they write; '' leaves it to dask-jobqueue's configuration."""
 
-    def __init__(self, cluster: Cluster, folder: str) -> None:
+    def __init__(self, cluster: Cluster, folder: str = "", logs: str = "") -> None:
         self._cluster = cluster
         self._source: Any
         if cluster.where == "dask":
             self._source = _LocalNodes(cluster, folder)
         elif cluster.where == "slurm":
-            self._source = _SlurmJobs(cluster, folder)
+            self._source = _SlurmJobs(cluster, folder, logs)
         else:
             self._source = _Existing(cluster)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -465,7 +534,7 @@ class DaskBus:
 
     def _run(self) -> None:
         try:
-            with _silence(logging.ERROR):
+            with _silence(logging.CRITICAL):
                 asyncio.run(self._main())
         except BaseException as error:  # must reach the coordinator, whatever it is
             if self._loop is None:
@@ -476,22 +545,29 @@ class DaskBus:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         try:
+            self._address, security = await self._open_source()
             try:
-                self._address, security = await self._source.open()
                 self._client = await self._connect(security)
-            except MpstepsError:
-                raise
             except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
-                where = self._address or self._cluster.where
                 raise EngineError(
-                    f"there is no Dask scheduler at {where} ({type(error).__name__}: {error}): look whether it runs, "
-                    "and whether it is tcp:// or tls:// (then Dask's configuration must name the certificates)"
+                    f"there is no Dask scheduler at {self._address} ({type(error).__name__}: {error}): look whether it "
+                    "runs, and whether it is tcp:// or tls:// (then Dask's configuration must name the certificates)"
                 ) from error
             self._loop = asyncio.get_event_loop()
             self._opened.put(None)
             await self._watch()
         finally:
             await self._close_all()
+
+    async def _open_source(self) -> Tuple[str, Optional[Security]]:
+        try:
+            return await self._source.open()  # type: ignore[no-any-return]
+        except MpstepsError:
+            raise
+        except Exception as error:  # whatever goes wrong in Dask
+            raise EngineError(
+                f"a cluster ({self._cluster.where}) cannot be started: {type(error).__name__}: {error}"
+            ) from error
 
     async def _connect(self, security: Optional[Security]) -> Any:
         options = {} if security is None else {"security": security}
@@ -638,8 +714,11 @@ class DaskBus:
 
 @contextlib.contextmanager
 def _silence(level: int) -> Iterator[None]:
-    """Dask tells each of its connections on standard error, in the middle of our progress."""
-    before = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
+    """Dask tells of each of its connections on standard error, in the middle of our progress, and of each that ends as
+    of an error. What a user should know of them is told by us."""
+    before: List[Tuple[Any, int]] = [(h, h.level) for h in logging.getLogger("distributed").handlers]
+    callbacks = logging.getLogger("tornado.application")
+    before.append((callbacks, callbacks.level))
     for handler, old in before:
         handler.setLevel(max(level, old))
     try:

@@ -496,7 +496,7 @@ class RemoteEngine:
             if lost:
                 fate = "run again elsewhere" if self._rerun else "are lost"
                 logger.warning("node %s was lost (%s): %d steps that were there %s", node.name, why, len(lost), fate)
-            elif node.ready:
+            elif node.ready and not node.draining:
                 logger.warning("node %s was lost (%s); no step was there", node.name, why)
         for number, w in mine:
             if w.in_lane:
