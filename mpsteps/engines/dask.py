@@ -329,8 +329,8 @@ class _SlurmJobs:
                 warnings.simplefilter("ignore")
                 self._jobs = await make(
                     asynchronous=True, n_workers=0, processes=1, security=security, protocol="tls://",
-                    python=sys.executable,
-                    dashboard_address="127.0.0.1:0", scheduler_options={"dashboard": False, **host}, **options,
+                    python=sys.executable, worker_extra_args=["--no-dashboard", "--dashboard-address", "127.0.0.1:0"],
+                    scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0", **host}, **options,
                 )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise UsageError(f"dask-jobqueue cannot describe a job: {_last_line(error)}") from error
@@ -429,6 +429,8 @@ class _SlurmJobs:
         for task in self._tasks:
             task.cancel()
         if self._jobs is not None:
+            for job in self._jobs.workers.values():
+                job.status = Status.closed  # its `close`, which is called now, forgets to say so, and Dask insists
             await self._jobs.close()
         if self._certificates:
             shutil.rmtree(self._certificates, ignore_errors=True)
