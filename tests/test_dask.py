@@ -84,7 +84,7 @@ def test_a_protocol_runs_on_dask_workers_of_this_machine_as_it_does_here(tmp_pat
 def listen_on_loopback_only(coordinator: int) -> None:
     """Looks at every process that the coordinator has started, and at itself."""
     family = [psutil.Process(coordinator), *psutil.Process(coordinator).children(recursive=True)]
-    listening = [c.laddr.ip for p in family for c in p.connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = [address.ip for p in family for address in listens(p)]
     assert listening, "nobody listens: then this test sees nothing"
     assert set(listening) <= {"127.0.0.1", "::1"}, listening
 
@@ -114,7 +114,13 @@ def test_what_we_start_takes_no_connection_without_the_certificates_of_the_run(t
 
 def ports_of_family(coordinator: int) -> List[int]:
     family = [psutil.Process(coordinator), *psutil.Process(coordinator).children(recursive=True)]
-    return sorted({c.laddr.port for p in family for c in p.connections("inet") if c.status == psutil.CONN_LISTEN})
+    return sorted({address.port for p in family for address in listens(p)})
+
+
+def listens(process: psutil.Process) -> List[Any]:
+    """The addresses on which a process waits for connections."""
+    connections = getattr(process, "net_connections", None) or process.connections  # psutil before 6
+    return [c.laddr for c in connections("inet") if c.status == psutil.CONN_LISTEN]
 
 
 PROGRAM = """
