@@ -19,11 +19,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import queue
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
 
@@ -45,10 +43,12 @@ _LOOK_PAUSE = 0.1
 
 
 class NodeEngine(ProcessEngine):
-    """Local workers that are set up by somebody far away: `unset` has those that wait for it."""
+    """Local workers that are set up by somebody far away: `unset` has those that wait for it. A `wait` ends when
+    `listen_to` can be read."""
 
-    def __init__(self, workers: int, **options: Any) -> None:
+    def __init__(self, workers: int, listen_to: int, **options: Any) -> None:
         super().__init__(workers, _nothing, **options)
+        self._listen_to = listen_to
         self.unset: List[int] = []
 
     def _set_up(self, w: Any) -> None:
@@ -67,12 +67,12 @@ def _nothing(_worker: int) -> Dict[str, Any]:
 
 
 class Agent:
-    """Serves the coordinator at the other end of `sock`. One thread calls `run`, another one only reads."""
+    """Serves the coordinator at the other end of `sock`, in one thread."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._writer = FrameWriter()
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._reader = FrameReader()
         self._engine: Optional[NodeEngine] = None
         self._fence = -1
         self._blocks = NodeBlocks(int(usable_memory() * SHARE), "", self._send)
@@ -95,46 +95,36 @@ class Agent:
             for at in range(0, len(frame), PIECE):
                 self._sock.sendall(frame[at : at + PIECE])
         except OSError:
-            pass  # the coordinator is gone: the reader has seen it, too, and the loop ends
+            pass  # the coordinator is gone: the next read says so
 
-    def _read(self) -> None:
-        """The reader's thread."""
-        reader = FrameReader()
-        problem = ""
+    def _receive(self, block: bool = False) -> List[Message]:
+        """What has come; [("lost",)] if the coordinator is gone."""
         try:
-            while True:
-                data = self._sock.recv(1 << 20)
-                if not data:
-                    break
-                for message in reader.feed(data):
-                    self._inbox.put(message)
-                self._wake()
-        except (OSError, MpstepsError, ValueError, EOFError, TypeError) as error:
-            problem = str(error)
-        self._inbox.put(("lost", problem))
-        self._wake()
-
-    def _wake(self) -> None:
-        engine = self._engine
-        if engine is not None:
-            engine.wake()
+            data = self._sock.recv(1 << 20, 0 if block else socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            data = b""
+        return self._reader.feed(data) if data else [("lost",)]
 
     # ------------------------------------------------------------------------ the loop
 
     def run(self) -> None:
         """Until the coordinator says so, or is gone."""
-        threading.Thread(target=self._read, name="mpsteps-agent-reader", daemon=True).start()
         try:
-            message = self._inbox.get()
-            if message[0] != "begin":
+            messages: List[Message] = []
+            while not messages:
+                messages = self._receive(block=True)
+            if messages[0][0] != "begin":
                 return
             try:
-                self._begin(message[1])
+                self._begin(messages[0][1])
             except (MpstepsError, OSError) as error:
                 self._send(("refused", str(error)))
-                self._inbox.get()  # the coordinator ends the connection when it has read that
+                while not self._receive(block=True):
+                    pass  # the coordinator ends the connection when it has read that
                 return
-            self._serve()
+            self._serve(messages[1:])
         finally:
             if self._engine is not None:
                 self._engine.stop(at_once=not self._gentle)
@@ -142,13 +132,14 @@ class Agent:
             if self._fence >= 0:
                 os.close(self._fence)
 
-    def _serve(self) -> None:
+    def _serve(self, messages: List[Message]) -> None:
         engine = self._engine
         assert engine is not None
         while True:
-            self._take_inbox(engine)
-            if self._over:
-                return
+            for message in messages:
+                self._handle(engine, message)
+                if self._over:
+                    return
             if self._draining and not self._told_draining:
                 self._told_draining = True
                 self._send(("draining",))
@@ -162,6 +153,7 @@ class Agent:
             if happenings:
                 self._blocks.tell_unused()
             self._look_at_memory(engine)
+            messages = self._receive()
 
     def _begin(self, about: Dict[str, Any]) -> None:
         """Look whether steps of this run can run here, and bring the workers up."""
@@ -184,7 +176,7 @@ class Agent:
         self._arena = (int(usable_memory() * SHARE) // max(1, about["workers"]), about["folder"])
         logging.getLogger("mpsteps").addHandler(_Forward(self._send))
         engine = NodeEngine(
-            about["workers"], logs=logs, keep_open=keep_open, preload=about["preload"], first_log=about["first_log"]
+            about["workers"], self._sock.fileno(), logs=logs, keep_open=keep_open, preload=about["preload"], first_log=about["first_log"]
         )
         signal.signal(signal.SIGTERM, self._on_sigterm)
         engine.start()
@@ -194,15 +186,8 @@ class Agent:
     def _on_sigterm(self, _number: int, _frame: Any) -> None:
         """The node is to be left soon: nothing new is wanted here, what runs may go on as long as it can."""
         self._draining = True
-        self._wake()
-
-    def _take_inbox(self, engine: NodeEngine) -> None:
-        while not self._over:
-            try:
-                message = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            self._handle(engine, message)
+        if self._engine is not None:
+            self._engine.wake()
 
     def _handle(self, engine: NodeEngine, message: Message) -> None:
         what = message[0]
@@ -377,4 +362,4 @@ def main(fd: int) -> NoReturn:
         sock.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # the reader may still hang in a read
+    os._exit(0)

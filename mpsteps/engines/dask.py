@@ -40,6 +40,7 @@ try:
     from distributed.core import Status
     from distributed.security import Security
     from distributed.utils import get_ip
+    from tornado.iostream import StreamClosedError
 except ImportError as error:
     raise UsageError(
         f"clusters need Dask, which is not installed here ({error}): pip install \"mpsteps[dask]\""
@@ -70,6 +71,34 @@ logger = logging.getLogger("mpsteps.engine")
 # ------------------------------------------------------------------------------------------------ in the Dask worker
 
 
+class _Pipe:
+    """Bytes over a connection of Dask's. Where it is made of a stream (TCP, TLS), that is used itself from now on:
+    Dask's own messages would be packed, framed and unpacked, for bytes that are framed already. Both ends do so."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self._stream = getattr(comm, "stream", None)
+
+    async def read(self) -> bytes:
+        """Some bytes, as soon as there are any. OSError at the end."""
+        if self._stream is None:
+            return bytes(await self._comm.read())
+        try:
+            return bytes(await self._stream.read_bytes(PIECE, partial=True))
+        except StreamClosedError as error:
+            raise CommClosedError(str(error)) from error
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes. OSError if nobody is there any more."""
+        if self._stream is None:
+            await self._comm.write(data)
+            return
+        try:
+            await self._stream.write(data)
+        except StreamClosedError as error:
+            raise CommClosedError(str(error)) from error
+
+
 async def attach(comm: Any) -> Any:
     """Called in a Dask worker by whoever connects and asks for it: start an agent, carry bytes until one side ends."""
     ours, theirs = socket.socketpair()
@@ -80,8 +109,9 @@ async def attach(comm: Any) -> Any:
             [sys.executable, "-c", code], pass_fds=(fd,), stdin=subprocess.DEVNULL, start_new_session=True
         )
     reader, writer = await asyncio.open_connection(sock=ours)
+    pipe = _Pipe(comm)
     try:
-        tasks = [asyncio.ensure_future(_carry_in(comm, writer)), asyncio.ensure_future(_carry_out(reader, comm))]
+        tasks = [asyncio.ensure_future(_carry_in(pipe, writer)), asyncio.ensure_future(_carry_out(reader, pipe))]
         _done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -93,18 +123,18 @@ async def attach(comm: Any) -> Any:
     return Status.dont_reply
 
 
-async def _carry_in(comm: Any, writer: asyncio.StreamWriter) -> None:
+async def _carry_in(pipe: _Pipe, writer: asyncio.StreamWriter) -> None:
     while True:
-        writer.write(await comm.read())
+        writer.write(await pipe.read())
         await writer.drain()
 
 
-async def _carry_out(reader: asyncio.StreamReader, comm: Any) -> None:
+async def _carry_out(reader: asyncio.StreamReader, pipe: _Pipe) -> None:
     while True:
         data = await reader.read(PIECE)
         if not data:
             return
-        await comm.write(data)
+        await pipe.write(data)
 
 
 def _end_agent(process: subprocess.Popen[bytes]) -> None:
@@ -651,11 +681,12 @@ class DaskBus:
         self._agents[agent.number] = agent
         self._inbox.put(Joined(agent.number, agent.address, slots))
         drain = self._start_drain(agent)
-        writing = asyncio.ensure_future(_write(agent, comm))
+        pipe = _Pipe(comm)
+        writing = asyncio.ensure_future(_write(agent, pipe))
         why = "its agent has ended"
         try:
             while True:
-                self._inbox.put(Said(agent.number, await comm.read()))
+                self._inbox.put(Said(agent.number, await pipe.read()))
         except (OSError, CommClosedError) as error:
             why = f"the connection to its Dask worker was closed: {type(error).__name__}"
         finally:
@@ -730,7 +761,7 @@ def _silence(level: int) -> Iterator[None]:
             handler.setLevel(old)
 
 
-async def _write(agent: _Agent, comm: Any) -> None:
+async def _write(agent: _Agent, pipe: _Pipe) -> None:
     """Send what is to be sent to an agent, in pieces."""
     while True:
         await agent.more.wait()
@@ -739,6 +770,6 @@ async def _write(agent: _Agent, comm: Any) -> None:
         agent.out.clear()
         try:
             for at in range(0, len(data), PIECE):
-                await comm.write(bytes(data[at : at + PIECE]))
+                await pipe.write(bytes(data[at : at + PIECE]))
         except (OSError, CommClosedError):
             return  # whoever reads sees it, too

@@ -96,6 +96,7 @@ class ProcessEngine:
         self._board: Optional[Board] = None
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
+        self._listen_to = -1  # a descriptor that ends a `wait` when it can be read, by whoever has asked for that
         self._stopping = False
         self._woken = False  # set by any thread: `wait` is to return
         self._asleep = False  # set by the coordinator's thread only
@@ -144,6 +145,8 @@ class ProcessEngine:
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
         self._poll.register(self._board.bell.fileno(), select.POLLIN)
+        if self._listen_to >= 0:
+            self._poll.register(self._listen_to, select.POLLIN)
 
     def _ask_for_worker(self) -> WorkerHandle:
         assert self._board is not None
@@ -326,7 +329,7 @@ class ProcessEngine:
         for fd, _ in self._poll.poll(seconds * 1000):
             if fd == self._board.bell.fileno():
                 rung = True
-            elif self._zygote is not None:
+            elif self._zygote is not None and fd != self._listen_to:
                 messages = self._zygote.receive()
                 if messages is None:
                     self._zygote_gone()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import queue
@@ -45,6 +46,8 @@ from mpsteps.errors import EngineError, InternalError
 
 SEE_SECONDS = 10.0
 """A node may take so long to see what was just written to a shared file system: NFS keeps listings for seconds."""
+OTHERS_SECONDS = 2.0
+"""When a node cannot run steps of this run, and there is no other, another one is waited for so long."""
 STOP_SECONDS = 8.0
 """Agents that were told to leave are given up after this; they end by themselves when their connection is closed."""
 SCALE_SECONDS = 1.0
@@ -187,6 +190,7 @@ class RemoteEngine:
         self._stopping = False
         self._cut_off = False  # nobody can be reached any more: agents notice, and end by themselves
         self._refused = ""
+        self._give_up_at = math.inf  # unless there is another node by then
         self._scale_at = 0.0
 
     # ------------------------------------------------------------------------ beginning
@@ -312,7 +316,8 @@ class RemoteEngine:
         self._flush()
         if self._happened:
             return self._take_happened()
-        end = time.monotonic() + (LONGEST_SLEEP if timeout is None else min(timeout, LONGEST_SLEEP))
+        now = time.monotonic()
+        end = min(now + (LONGEST_SLEEP if timeout is None else min(timeout, LONGEST_SLEEP)), self._give_up_at)
         if self._opened and not self._stopping and self._scale_at <= time.monotonic():
             self._scale_at = time.monotonic() + SCALE_SECONDS
             busy = {w.node.agent for w in self._workers.values() if w.in_lane}
@@ -324,6 +329,10 @@ class RemoteEngine:
                 event = self._inbox.get_nowait()
         except queue.Empty:
             pass  # the time is up, or all is heard
+        if self._give_up_at <= time.monotonic():
+            self._give_up_at = math.inf
+            if not self._nodes:
+                self._happened.append(EngineFailed(self._refused))
         self._flush()
         return self._take_happened()
 
@@ -445,10 +454,8 @@ class RemoteEngine:
         self._refused = f"node {node.name} cannot run steps of this run: {why}"
         self._nodes.pop(node.agent)
         node.results.close()
-        if any(n.ready for n in self._nodes.values()) or self._workers:
-            logger.warning("%s", self._refused)
-        elif not self._nodes:
-            self._happened.append(EngineFailed(self._refused))
+        logger.warning("%s", self._refused)
+        self._give_up_at = time.monotonic() + OTHERS_SECONDS
 
     def _give_up(self, node: _Node, why: str) -> None:
         """No more workers can be had there."""
