@@ -44,10 +44,12 @@ _LOOK_PAUSE = 0.1
 
 class NodeEngine(ProcessEngine):
     """Local workers that are set up by somebody far away: `unset` has those that wait for it. A `wait` ends when
-    `listen_to` can be read."""
+    `listen_to` can be read. Nobody spins: what is waited for comes over the network, and takes longer than that pays.
+    """
 
     def __init__(self, workers: int, listen_to: int, **options: Any) -> None:
-        super().__init__(workers, _nothing, **options)
+        super().__init__(workers, _nothing, spin=0.0, **options)
+        self._longest_spin = 0.0  # of the workers: they look no longer than at first
         self._listen_to = listen_to
         self.unset: List[int] = []
 

@@ -88,6 +88,17 @@ class _Pipe:
         except StreamClosedError as error:
             raise CommClosedError(str(error)) from error
 
+    def write_soon(self, data: bytes) -> bool:
+        """Send bytes and do not wait; False: that is not possible here. Whoever reads will see it if nobody is there.
+        """
+        if self._stream is None:
+            return False
+        try:
+            self._stream.write(data)  # tornado sees to it that nobody misses the outcome
+        except StreamClosedError:
+            pass  # as it says above
+        return True
+
     async def write(self, data: bytes) -> None:
         """Send bytes. OSError if nobody is there any more."""
         if self._stream is None:
@@ -495,6 +506,7 @@ class _Agent:
         self.number = number
         self.address = address
         self.name = address
+        self.pipe: Any = None
         self.out: List[bytes] = []
         self.more: asyncio.Event = asyncio.Event()
         self.idle_since = 0.0
@@ -678,10 +690,10 @@ class DaskBus:
                 comm.abort()
             self._say_unfit(agent.address, error)
             return
+        pipe = agent.pipe = _Pipe(comm)
         self._agents[agent.number] = agent
         self._inbox.put(Joined(agent.number, agent.address, slots))
         drain = self._start_drain(agent)
-        pipe = _Pipe(comm)
         writing = asyncio.ensure_future(_write(agent, pipe))
         why = "its agent has ended"
         try:
@@ -719,7 +731,7 @@ class DaskBus:
 
     def _post(self, number: int, data: bytes) -> None:
         agent = self._agents.get(number)
-        if agent is not None:
+        if agent is not None and not agent.pipe.write_soon(data):
             agent.out.append(data)
             agent.more.set()
 
