@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from typing import Any, Callable, Coroutine, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
@@ -60,6 +61,10 @@ SILENCE_SECONDS = 15.0
 """When there has been no Dask worker for so long, the user is told what is waited for."""
 AGENT_SECONDS = 5.0
 """An agent whose connection is closed may take so long to end its workers before it is killed."""
+STATUS_SECONDS = 0.5
+"""How often an agent's Dask worker looks whether it is being closed."""
+LONELY_SECONDS = 600.0
+"""A cluster of somebody else's that has had no Dask worker for so long will not get one."""
 IDLE_SECONDS = 60.0
 """A job without steps is given back after this, if fewer jobs are wanted."""
 DRAIN_SHARE, DRAIN_SECONDS = 0.1, 300.0
@@ -110,7 +115,7 @@ class _Pipe:
             raise CommClosedError(str(error)) from error
 
 
-async def attach(comm: Any) -> Any:
+async def attach(comm: Any, token: str, worker: Any) -> Any:
     """Called in a Dask worker by whoever connects and asks for it: start an agent, carry bytes until one side ends."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -121,6 +126,7 @@ async def attach(comm: Any) -> Any:
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     pipe = _Pipe(comm)
+    watching = asyncio.ensure_future(_tell_of_end(worker, process))
     try:
         tasks = [asyncio.ensure_future(_carry_in(pipe, writer)), asyncio.ensure_future(_carry_out(reader, pipe))]
         _done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -128,8 +134,11 @@ async def attach(comm: Any) -> Any:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
+        watching.cancel()
         writer.close()
         comm.abort()
+        _ended.add(token)
+        _held.setdefault(token, threading.Event()).set()
         await asyncio.get_event_loop().run_in_executor(None, _end_agent, process)
     return Status.dont_reply
 
@@ -156,9 +165,33 @@ def _end_agent(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+async def _tell_of_end(worker: Any, process: subprocess.Popen[bytes]) -> None:
+    """When the Dask worker begins to close (it was retired, or its lifetime is over), the agent begins to drain."""
+    while worker.status not in _LEAVING:
+        await asyncio.sleep(STATUS_SECONDS)
+    process.send_signal(signal.SIGTERM)
+
+
+_LEAVING = (Status.closing, Status.closing_gracefully, Status.closed)
+_held: Dict[str, threading.Event] = {}
+_ended: Set[str] = set()
+
+
+def hold(token: str) -> None:
+    """A task of Dask that ends with an agent: so Dask sees that its worker is in use, does not close it for want of
+    tasks, and nor the scheduler. It waits in a thread and costs nothing. Were it run twice, it would do no harm."""
+    event = _held.setdefault(token, threading.Event())
+    if token not in _ended:
+        event.wait()
+
+
 async def install(dask_worker: Any) -> Dict[str, Any]:
     """Called in a Dask worker through the scheduler: from now on agents can be asked for there."""
-    dask_worker.handlers[_OPERATION] = attach
+
+    async def attach_here(comm: Any, token: str) -> Any:
+        return await attach(comm, token, dask_worker)
+
+    dask_worker.handlers[_OPERATION] = attach_here
     return {"name": str(dask_worker.name)}
 
 
@@ -304,6 +337,7 @@ class _Existing:
 
     def __init__(self, cluster: Cluster) -> None:
         self._where = cluster.where
+        self._lonely_since = time.monotonic()
 
     async def open(self) -> Tuple[str, Optional[Security]]:
         """Its scheduler's address; certificates are those of Dask's own configuration."""
@@ -318,7 +352,12 @@ class _Existing:
             ) from error
 
     def check(self, any_seen: bool) -> Optional[str]:
-        """It is not ours to judge."""
+        """Why there will be no more Dask workers; None: nobody knows."""
+        now = time.monotonic()
+        if any_seen:
+            self._lonely_since = now
+        elif self._lonely_since + LONELY_SECONDS < now:
+            return f"the cluster {self._where} has had no Dask worker for {LONELY_SECONDS / 60:g} minutes"
         return None
 
     def scale(self, open_steps: int, idle: Dict[str, float]) -> None:
@@ -684,7 +723,8 @@ class DaskBus:
             told = await self._client.run(install, workers=[agent.address])
             agent.name = told[agent.address]["name"]
             comm = await connect(agent.address, timeout=CONNECT_SECONDS, **self._client.connection_args)
-            await comm.write({"op": _OPERATION, "reply": False})
+            token = uuid.uuid4().hex
+            await comm.write({"op": _OPERATION, "reply": False, "token": token})
         except Exception as error:
             if comm is not None:
                 comm.abort()
@@ -693,6 +733,10 @@ class DaskBus:
         pipe = agent.pipe = _Pipe(comm)
         self._agents[agent.number] = agent
         self._inbox.put(Joined(agent.number, agent.address, slots))
+        holding = self._client.submit(
+            hold, token, key=f"mpsteps-{token}", workers=[agent.address], allow_other_workers=False, pure=False,
+            retries=0,
+        )  # fmt: skip
         drain = self._start_drain(agent)
         writing = asyncio.ensure_future(_write(agent, pipe))
         why = "its agent has ended"
@@ -706,6 +750,7 @@ class DaskBus:
             if drain is not None:
                 drain.cancel()
             comm.abort()
+            holding.release()
             self._agents.pop(agent.number, None)
         # A Dask worker that is gone may be the first sign that the scheduler is: then that is told.
         if not self._closing:
