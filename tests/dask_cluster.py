@@ -18,13 +18,13 @@ from engine_steps import SECONDS
 class DaskCluster:
     """A scheduler on loopback and workers without nannies (so that a killed one stays away), in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.file = folder / "scheduler.json"
         self.workers: List[subprocess.Popen[bytes]] = []
         self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard",
-            "--dashboard-address", "127.0.0.1:0",
+            "--dashboard-address", "127.0.0.1:0", *options,
         )  # fmt: skip
         end = time.monotonic() + SECONDS
         while not self._address():

@@ -380,6 +380,19 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_resume_continues_it_here(own:
     assert len(again._report.in_doubt) == 2
 
 
+def test_a_cluster_that_goes_when_nothing_runs_sees_that_steps_do(tmp_path: Path) -> None:
+    """A scheduler with an idle time-out, and no task of Dask's but the one by which its worker is held."""
+    (tmp_path / "cluster").mkdir()
+    cluster = DaskCluster(tmp_path / "cluster", "--idle-timeout", "500ms")
+    try:
+        cluster.add(1)
+        with StepPool(engine=cluster.address) as pool:
+            for _ in range(2):
+                pool.submit(time.sleep, 1.0).result(SECONDS)
+    finally:
+        cluster.close()
+
+
 def test_a_node_that_is_asked_to_leave_is_drained(own: DaskCluster, tmp_path: Path) -> None:
     """As batch systems ask: SIGTERM. What runs there ends well, nothing new begins there."""
 

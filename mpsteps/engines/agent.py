@@ -49,7 +49,7 @@ class NodeEngine(ProcessEngine):
 
     def __init__(self, workers: int, listen_to: int, **options: Any) -> None:
         super().__init__(workers, _nothing, spin=0.0, **options)
-        self._longest_spin = 0.0  # of the workers: they look no longer than at first
+        self._longest_spin = 0.0  # of the workers, too
         self._listen_to = listen_to
         self.unset: List[int] = []
 
@@ -178,8 +178,9 @@ class Agent:
         self._arena = (int(usable_memory() * SHARE) // max(1, about["workers"]), about["folder"])
         logging.getLogger("mpsteps").addHandler(_Forward(self._send))
         engine = NodeEngine(
-            about["workers"], self._sock.fileno(), logs=logs, keep_open=keep_open, preload=about["preload"], first_log=about["first_log"]
-        )
+            about["workers"], self._sock.fileno(), logs=logs, keep_open=keep_open, preload=about["preload"],
+            first_log=about["first_log"],
+        )  # fmt: skip
         signal.signal(signal.SIGTERM, self._on_sigterm)
         engine.start()
         self._engine = engine
