@@ -22,7 +22,7 @@ from mpsteps import STATUS_FINISHED, Cluster, EngineError, StepPool, UsageError
 
 
 def slurm(*command: str) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, check=True, universal_newlines=True, timeout=SECONDS).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=SECONDS).stdout
 
 
 def _answers() -> bool:
@@ -137,7 +137,7 @@ def wait_for_text(path: str, text: str) -> None:
 
 
 def test_what_slurm_does_not_take_is_an_error_with_its_words(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="Slurm does not take the job: .*nvalid partition"):
+    with pytest.raises(EngineError, match=r"Slurm does not take the job: .*nvalid partition"):
         StepPool(engine=JOB._replace(partition="nowhere"))
     with pytest.raises(UsageError, match="give --cores"):
         StepPool(engine="slurm")
