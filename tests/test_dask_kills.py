@@ -25,6 +25,8 @@ pytest.importorskip("distributed", reason='clusters need Dask: pip install "mpst
 from dask_cluster import DaskCluster
 from protocols import Custom, notes
 
+from mpsteps import EngineError
+
 pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform != "linux", reason="looks at process trees")]
 
 KILLS = int(os.environ.get("MPSTEPS_KILLS", "6"))
@@ -121,7 +123,11 @@ def one_run(cluster: DaskCluster, folder: Path, repeatable: bool, seed: int) -> 
         entered = notes(path)
         protocol = Counted(insert, workingDir=str(folder / "run"), notes=str(path))
         protocol.rerunOnLoss = repeatable
-        protocol.run(engine=cluster.address)
+        try:
+            protocol.run(engine=cluster.address)
+        except EngineError as error:
+            if "worker processes in a row died" not in str(error):  # all of them were killed as soon as they were there
+                raise
         new = notes(path)[len(entered) :]
         for name in done:
             assert f"begin {name}" not in new, f"step {name} had finished and was entered again"

@@ -31,8 +31,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Hashable, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-from mpsteps._core.slots import Node
-from mpsteps._core.steps import PLAIN, Demand, Status
+from mpsteps._core.steps import PLAIN, Demand, Node, Status
 
 _NOTHING: Mapping[int, Mapping[int, int]] = MappingProxyType({})
 

@@ -21,8 +21,8 @@ from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
-from mpsteps._core.slots import Node, SlotPool
-from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
-from mpsteps._core.slots import Node, SlotPool
-from mpsteps._core.steps import LOCAL, Demand
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import LOCAL, Demand, Node
 
 
 class NodeSlots(SlotPool):

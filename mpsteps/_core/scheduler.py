@@ -37,8 +37,8 @@ from mpsteps._core.graph import Graph
 from mpsteps._core.lanes import Lanes
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
-from mpsteps._core.slots import Node, SlotPool
-from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Status
+from mpsteps._core.slots import SlotPool
+from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from mpsteps._core.steps import LOCAL, PLAIN, Demand
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Node
 from mpsteps.errors import InternalError
-
-
-class Node(NamedTuple):
-    """A machine with workers: its number, CPU slots and bytes of memory."""
-
-    number: int
-    cpus: int
-    memory: int = 0
-
 
 _Amounts = Tuple[Tuple[str, int], ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from mpsteps._core.slots import Node
+from mpsteps._core.steps import Node
 from mpsteps._ipc.wire import Failure
 
 Message = Tuple[Any, ...]

@@ -29,7 +29,7 @@ import time
 import typing
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from mpsteps._core.slots import Node
+from mpsteps._core.steps import Node
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP
 from mpsteps._ipc.blocks import Attachments
@@ -331,7 +331,7 @@ class RemoteEngine:
             pass  # the time is up, or all is heard
         if self._give_up_at <= time.monotonic():
             self._give_up_at = math.inf
-            if not self._nodes:
+            if all(node.draining for node in self._nodes.values()):
                 self._happened.append(EngineFailed(self._refused))
         self._flush()
         return self._take_happened()
@@ -459,11 +459,9 @@ class RemoteEngine:
 
     def _give_up(self, node: _Node, why: str) -> None:
         """No more workers can be had there."""
-        if any(n is not node and n.ready and not n.draining for n in self._nodes.values()):
-            logger.warning("node %s is done without: %s", node.name, why)
-            self._drain(node)
-        else:
-            self._happened.append(EngineFailed(f"on {node.name}: {why}"))
+        self._refused = f"on {node.name}: {why}"
+        self._give_up_at = time.monotonic() + OTHERS_SECONDS
+        self._drain(node)
 
     def _drain(self, node: _Node) -> None:
         """It is to be left: what it has not begun comes back, what runs there may end."""
