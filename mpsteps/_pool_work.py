@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import StepAdded, WorkerReady
+from mpsteps._core.nodes import NodeSlots
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Status
@@ -27,7 +28,8 @@ from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._pool_functions import Functions
 from mpsteps._pool_task import Task, cannot_travel, error_of, failed, not_run, step_error
-from mpsteps.engines.base import Message
+from mpsteps.engines.base import Engine, Message
+from mpsteps.engines.choice import Cluster
 from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import EngineError, InternalError
 
@@ -41,8 +43,11 @@ _alive: Set[PoolWork] = set()  # pools whose loop runs, also those that nobody h
 class PoolWork:
     """Steps of a pool, by id. All but the first section runs in the loop's thread."""
 
-    def __init__(self, workers: int, memory: int, gpus: Sequence[int]) -> None:
+    def __init__(
+        self, workers: int, memory: int, gpus: Sequence[int], cluster: Optional[Cluster] = None
+    ) -> None:  # fmt: skip
         self._workers = workers
+        self._by_node = cluster is not None
         self._memory = memory
         self._gpus = tuple(gpus)
         # Orders submissions before or after the end. Reentrant: a collected pool may shut down in the middle of it.
@@ -61,8 +66,20 @@ class PoolWork:
         self._parcels: Dict[int, Parcel] = {}  # results of those that have ended
         self._functions = Functions()
         self._large = LargeValues(workers)
-        self._coordinator = Coordinator(self._new_scheduler(), ProcessEngine(workers, self._setup), self)
+        engine = self._made_engine(workers, cluster)
+        self._across = engine.across
+        self._coordinator = Coordinator(self._new_scheduler(), engine, self)
         self._thread = threading.Thread(target=self._loop, name="mpsteps-coordinator", daemon=True)
+
+    def _made_engine(self, workers: int, cluster: Optional[Cluster]) -> Engine:
+        if cluster is None:
+            return ProcessEngine(workers, self._setup)
+        from mpsteps.engines.dask import DaskBus
+        from mpsteps.engines.remote import RemoteEngine, about_pool
+
+        engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool())
+        engine.open_steps = lambda: self._coordinator.scheduler.open_steps
+        return engine
 
     # -------------------------------------------------------------- from other threads
 
@@ -145,8 +162,8 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        slots = SlotPool(self._workers, self._memory, self._gpus)
-        return Scheduler(slots, keep_going=True, ahead=True, across=ProcessEngine.across)
+        slots = NodeSlots(self._gpus) if self._by_node else SlotPool(self._workers, self._memory, self._gpus)
+        return Scheduler(slots, keep_going=True, ahead=True, across=self._across)
 
     def _renew(self) -> None:
         """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs
@@ -155,7 +172,7 @@ class PoolWork:
         self._coordinator.scheduler = new = self._new_scheduler()
         for worker, _ in old.lanes():
             if worker != LOCAL:
-                new.handle(WorkerReady(worker))
+                new.handle(WorkerReady(worker, old.node_of(worker)))
         self._errors.clear()
         self._last = 0
 

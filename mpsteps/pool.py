@@ -25,6 +25,7 @@ from mpsteps._core.steps import PLAIN, Demand
 from mpsteps._machine import usable_cores, usable_memory
 from mpsteps._pool_task import Task, callable_name
 from mpsteps._pool_work import PoolWork, end_all
+from mpsteps.engines.choice import Cluster, engine_of, shares
 from mpsteps.errors import UsageError
 from mpsteps.steps import make_options
 
@@ -38,15 +39,19 @@ class StepPool(Executor):
     """Runs calls in `max_workers` processes (default: the cores this process may use).
 
     Workers are started with the pool, not with the first call. `gpus`: numbers of the graphics cards that steps with
-    `gpus=` share. Raises ValueError for a `max_workers` below 1, EngineError when processes cannot be started.
+    `gpus=` share. `engine`: 'processes', or a cluster ('dask', 'slurm', the address of a Dask scheduler, its scheduler
+    file, a `Cluster`); there, `max_workers` is for 'dask' only. Raises ValueError for a `max_workers` below 1,
+    EngineError when processes cannot be started.
     """
 
-    def __init__(self, max_workers: Optional[int] = None, *, gpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self, max_workers: Optional[int] = None, *, gpus: Sequence[int] = (), engine: Union[str, Cluster] = "processes"
+    ) -> None:
         self._max_workers = usable_cores() if max_workers is None else _whole_number(max_workers, "max_workers")
         if self._max_workers < 1:
             raise ValueError("max_workers must be greater than 0")
         self._gpus = tuple(_whole_number(g, "the number of a graphics card") for g in gpus)
-        self._work = PoolWork(self._max_workers, usable_memory(), self._gpus)
+        self._work = PoolWork(self._max_workers, usable_memory(), self._gpus, _cluster_of(engine, max_workers))
         self._work.start()
         # Workers end when nobody holds the pool any more: the loop's thread knows the work, not the pool.
         weakref.finalize(self, self._work.shut_down).atexit = False
@@ -137,6 +142,20 @@ class StepPool(Executor):
         self._work.shut_down(cancel_futures)
         if wait:
             self._work.join()
+
+
+def _cluster_of(engine: Union[str, Cluster], max_workers: Optional[int]) -> Optional[Cluster]:
+    """The cluster of an engine; None: the workers are processes of this machine."""
+    chosen = engine_of(engine)
+    if isinstance(chosen, Cluster):
+        if chosen.where == "dask":
+            return shares(chosen, usable_cores() if max_workers is None else max_workers)
+        if max_workers is not None:
+            raise UsageError(f"max_workers is not for engine {chosen.where!r}: the cluster says how many there are")
+        return chosen
+    if chosen != "processes":
+        raise UsageError(f"a pool cannot run steps on engine {chosen!r}: choose 'processes' or a cluster")
+    return None
 
 
 def _whole_number(value: Any, what: str) -> int:

@@ -84,11 +84,14 @@ class Protocol(ProtocolInputs, ProtocolPaths):
 
     `stepsExecutionMode`: STEPS_SERIAL (steps run one after another, in this process) or STEPS_PARALLEL (in worker
     processes). `keepGoing`: after a failed step everything that does not depend on it still runs.
+    `rerunOnLoss`: on a cluster, steps that were on a node that is lost run again elsewhere, although they may have run
+    there, in part or to their end.
     `_stepsCheckSecs`: seconds between two calls of `_stepsCheck` while steps run.
     """
 
     _label: Optional[str] = None
     keepGoing: bool = False
+    rerunOnLoss: bool = False
     _stepsCheckSecs: float = 5
 
     def __init__(self, **kwargs: Any) -> None:
@@ -372,12 +375,13 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         name = getattr(self, "runName", None)
         return str((name.get() if name is not None else None) or self._label_of_run or self.getClassLabel())
 
-    def run(self, engine: Optional[str] = None, **options: Any) -> Any:
+    def run(self, engine: Any = None, **options: Any) -> Any:
         """Validate, insert the steps and run them; returns the RunReport.
 
         Raises UsageError (ValidationError, PrerequisiteError, ...) for what is wrong before any step starts, and then
         the protocol is failed as well. A failing step raises nothing: `isFailed()` and `getErrorMessage()` tell.
-        `engine`: 'inline' or 'processes' (default: by `stepsExecutionMode`). Other options: see `mpsteps.run.run`.
+        `engine`: 'inline', 'processes' or a cluster (default: by `stepsExecutionMode`). More of it, and other options:
+        see `mpsteps.run.run`.
         """
         from mpsteps.run import run
 

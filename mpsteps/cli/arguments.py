@@ -134,8 +134,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings", type=_setting,
                         help="a value for a param of the form; as often as needed")
     parser.add_argument("--threads", metavar="N", type=_count, help="how many worker processes, at least 1")
-    parser.add_argument("--engine", help="where steps run: inline (in this process) or processes (default: processes "
-                        "if the protocol's steps run in parallel)")
+    parser.add_argument("--engine", metavar="ENGINE", help="where steps run: inline (in this process), processes "
+                        "(default if the protocol's steps run in parallel), dask (Dask workers on this machine), slurm "
+                        "(jobs), or the address or scheduler file of a Dask cluster that is there")
+    cluster = parser.add_argument_group("for --engine dask and slurm")
+    cluster.add_argument("--workers", metavar="N", type=_count, help="Dask workers (default 1), or the most jobs at a "
+                         "time")
+    cluster.add_argument("--cores", metavar="N", type=_count, help="how many steps run at a time in each of them")
+    cluster.add_argument("--job-memory", metavar="SIZE", help="memory of a job, such as '16 GB'")
+    cluster.add_argument("--partition", metavar="NAME", help="where jobs are queued")
+    cluster.add_argument("--walltime", metavar="H:M:S", help="how long a job may run; towards its end it is given no "
+                         "new steps")
+    cluster.add_argument("--interface", metavar="NAME", help="the network interface by which this machine is reached, "
+                         "such as eth0")
     parser.add_argument("--keep-going", action="store_true", help="after a failure, still run all steps that do not "
                         "depend on it")
     parser.add_argument("--durability", choices=("process", "power"), default="process", help="what the journal "

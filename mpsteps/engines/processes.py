@@ -59,7 +59,8 @@ class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
-    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed.
+    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`:
+    numbers of logs begin above it (None: above those that are there).
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -67,6 +68,7 @@ class ProcessEngine:
 
     by_value = True
     across = ORDERED
+    elsewhere = False
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class ProcessEngine:
         spin: float = SPIN_SECONDS,
         preload: Sequence[str] = (),
         occasion: Optional[Occasion] = None,
+        first_log: Optional[int] = None,
     ) -> None:
         self._wanted = workers
         self._setup = setup
@@ -88,12 +91,13 @@ class ProcessEngine:
         self._longest_spin = longest_spin(workers)
         self._workers: Dict[int, WorkerHandle] = {}
         self._last_number = 0
-        self._first_log = 0
+        self._first_log = first_log
         self._boot_deaths = 0  # of workers and zygotes, since the last worker that got ready
         self._zygote: Optional[Spawner] = None
         self._board: Optional[Board] = None
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
+        self._listen_to = -1  # a descriptor that ends a `wait` when it can be read, by whoever has asked for that
         self._stopping = False
         self._idle = False  # what the board says
         self._woken = False  # set by any thread: `wait` is to return
@@ -116,7 +120,8 @@ class ProcessEngine:
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
             self._start_zygote()
-            self._first_log = last_log(self._logs)
+            if self._first_log is None:
+                self._first_log = last_log(self._logs)
             while len(self._workers) < self._wanted:
                 self._ask_for_worker()
         except BaseException:
@@ -142,12 +147,14 @@ class ProcessEngine:
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
         self._poll.register(self._board.bell.fileno(), select.POLLIN)
+        if self._listen_to >= 0:
+            self._poll.register(self._listen_to, select.POLLIN)
 
     def _ask_for_worker(self) -> WorkerHandle:
         assert self._board is not None
         assert self._zygote is not None
         number = self._last_number + 1
-        log = os.path.join(self._logs, f"worker-{self._first_log + number}.log") if self._logs else None
+        log = os.path.join(self._logs, f"worker-{(self._first_log or 0) + number}.log") if self._logs else None
         self._board.admit(number)
         w = WorkerHandle(number, log)
         self._last_number = number
@@ -224,6 +231,9 @@ class ProcessEngine:
         """The step that a worker has begun and not finished; None: it is between steps."""
         w = self._workers.get(worker)
         return w.running() if w is not None and not w.damage else None
+
+    def limit_memory(self, worker: int, step: int, limit: int) -> None:
+        """The coordinator looks itself."""
 
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
@@ -329,7 +339,7 @@ class ProcessEngine:
         for fd, _ in self._poll.poll(seconds * 1000):
             if fd == self._board.bell.fileno():
                 rung = True
-            elif self._zygote is not None:
+            elif self._zygote is not None and fd != self._listen_to:
                 messages = self._zygote.receive()
                 if messages is None:
                     self._zygote_gone()
