@@ -164,6 +164,8 @@ class SendingAhead:
     def _find_emptiest(self) -> int:
         """0: there is none."""
         is_full = self._slots.is_full  # one that is empty needs a slot
-        work = {w: lane.expected if lane.steps else 0.0 for w, lane in self._lanes.items() if lane.steps or not is_full(w)}
+        work = {
+            w: lane.expected if lane.steps else 0.0 for w, lane in self._lanes.items() if lane.steps or not is_full(w)
+        }
         self._emptiest = min(work, key=lambda w: (work[w], w)) if work else 0
         return self._emptiest
