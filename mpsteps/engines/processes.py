@@ -32,11 +32,9 @@ from mpsteps._begun import Occasion
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
-from mpsteps._ipc.link import plug_stdio
 from mpsteps._ipc.shm import ORDERED
 from mpsteps._ipc.standing import ENDED
-from mpsteps._machine import blas_share
-from mpsteps._spawn import Spawner, describe_exit
+from mpsteps._spawn import Spawner, describe_exit, start_zygote
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.handle import WorkerHandle, last_log
 from mpsteps.errors import EngineError
@@ -60,7 +58,8 @@ class ProcessEngine:
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
     the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`:
-    numbers of logs begin above it (None: above those that are there).
+    numbers of logs begin above it (None: above those that are there); `zygote`: one that was started for just this
+    (`keep_open`, `preload` and `occasion` are for those after it); `prepare` takes it over.
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -80,8 +79,10 @@ class ProcessEngine:
         preload: Sequence[str] = (),
         occasion: Optional[Occasion] = None,
         first_log: Optional[int] = None,
+        zygote: Optional[Spawner] = None,
     ) -> None:
         self._wanted = workers
+        self._given = zygote
         self._setup = setup
         self._logs = logs
         self._keep_open = tuple(keep_open)
@@ -110,16 +111,14 @@ class ProcessEngine:
         """Start the zygote and ask it for all workers. They come up while the caller does something else. Raises
         EngineError, with nothing left behind, if they cannot even be asked for; what goes wrong later in the new
         processes is told by `wait` (EngineFailed)."""
-        if sys.platform == "win32":
-            raise EngineError("worker processes are not supported on Windows: use the 'inline' engine, Linux or macOS")
-        if not sys.executable:
-            raise EngineError("sys.executable is not set: mpsteps does not know which Python to start workers with")
         self._owner = os.getpid()
         try:
-            plug_stdio()
+            self._zygote, self._given = self._given, None  # so that it is ended, whatever happens
+            if self._zygote is None:
+                self._zygote = self._new_zygote()
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
-            self._start_zygote()
+            self._listen_to_all()
             if self._first_log is None:
                 self._first_log = last_log(self._logs)
             while len(self._workers) < self._wanted:
@@ -139,11 +138,13 @@ class ProcessEngine:
             self.stop(at_once=True)
             raise
 
-    def _start_zygote(self) -> None:
-        environment = blas_share(self._wanted, os.environ)
-        self._zygote = Spawner(environment, self._keep_open, self._preload, self._occasion)
-        self._occasion = None  # a second zygote does not know which pids the workers of the first have had
+    def _new_zygote(self) -> Spawner:
+        occasion, self._occasion = self._occasion, None  # a second one does not know the workers of the first
+        return start_zygote(self._wanted, self._keep_open, self._preload, occasion)
+
+    def _listen_to_all(self) -> None:
         assert self._board is not None
+        assert self._zygote is not None
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
         self._poll.register(self._board.bell.fileno(), select.POLLIN)
@@ -438,7 +439,8 @@ class ProcessEngine:
         else:
             logger.warning("the process that starts workers died (%s): starting another", how)
             try:
-                self._start_zygote()
+                self._zygote = self._new_zygote()
+                self._listen_to_all()
             except EngineError as error:
                 self._give_up(str(error))
             else:
