@@ -74,8 +74,8 @@ class NodeSlots(SlotPool):
         return None, False
 
     def _fits_on(self, node: int, step: int, demand: Demand) -> bool:
-        if self._reserved is not None and self._reserved[1] == node and self._reserved[0] != step:
-            return False
+        if self._reserved is not None and self._reserved[1] == node and self._reserved[0] < step:
+            return False  # an older one may have it: whoever the node is kept for is looked at after that
         return node in self._large_enough(demand) and self._pools[node].fits(demand._replace(gpus=0))
 
     def _large_enough(self, demand: Demand) -> List[int]:

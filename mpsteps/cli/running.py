@@ -71,7 +71,7 @@ def _engine_wanted(args: Any) -> Optional[Engine]:
     try:
         return _with_options(text, args)
     except UsageError as error:
-        raise UsageError(f"the environment variable MPSTEPS_ENGINE is {text!r}: {error}") from error
+        raise UsageError(f"the environment variable MPSTEPS_ENGINE must be an engine: {error}") from error
 
 
 def _engine_again(args: Any, session: Dict[str, Any]) -> Optional[Engine]:

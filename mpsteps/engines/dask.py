@@ -47,7 +47,7 @@ except ImportError as error:
         f"clusters need Dask, which is not installed here ({error}): pip install \"mpsteps[dask]\""
     ) from error
 
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS = 10.0
 """A scheduler that does not answer in this time is not there."""
 ALIVE_SECONDS = 5.0
 """... and one that is spoken to already, in this."""
