@@ -53,6 +53,13 @@ example: the ten slowest steps, by SQL:
   mpsteps steps Runs/000001_ProtCtf --sqlite run.sqlite
   sqlite3 run.sqlite "SELECT id, function, seconds FROM steps ORDER BY seconds DESC LIMIT 10\""""
 
+_TRACE_TEXT = """\
+Write a run as a Chrome trace: workers are threads, steps are slices, prerequisites are arrows. It is opened in
+https://ui.perfetto.dev or chrome://tracing. A run that is going on is written as far as it has come."""
+_TRACE_EXAMPLE = """\
+example:
+  mpsteps trace Runs/000001_ProtCtf -o trace.json"""
+
 _DEMO_TEXT = """\
 Estimate the defocus and pick the particles of a micrograph that comes with mpsteps, or of yours. It needs numpy, scipy,
 mrcfile and matplotlib: pip install "mpsteps[demo]". `mpsteps form mpsteps.demo.protocol:ProtDemo` shows its form."""
@@ -66,6 +73,7 @@ COMMANDS = {
     "resume": ("mpsteps.cli.running", "resume_command"),
     "form": ("mpsteps.cli.forms", "form_command"),
     "steps": ("mpsteps.cli.steps", "steps_command"),
+    "trace": ("mpsteps.cli.views", "trace_command"),
     "demo": ("mpsteps.cli.running", "demo_command"),
 }
 """Where each command is: module and function, loaded when it is called, so that `--help` answers at once."""
@@ -117,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--failed", action="store_true", help="only the steps that failed, with traceback and output")
     steps.add_argument("--sqlite", metavar="FILE", help="write the run to FILE for queries, instead of the table")
     _add_json(steps, "one JSON object, with all that is known of each step")
+    trace = add("trace", "write a run as a Chrome/Perfetto trace", _TRACE_TEXT, _TRACE_EXAMPLE)
+    trace.add_argument("run", metavar="RUN", help=_RUN)
+    _add_output(trace, ".trace.json")
     demo = add("demo", "see mpsteps at work on a micrograph", _DEMO_TEXT, _DEMO_EXAMPLE)
     demo.add_argument("--micrographs", metavar="GLOB", help="an MRC file or a pattern (default: the bundled one)")
     _add_place(demo)
@@ -142,6 +153,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                         "survives: any kill of a process (default), or a power failure too (slower)")
     _add_json(parser, "the report as one JSON object, instead of text")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_output(parser: argparse.ArgumentParser, ending: str) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: the run directory's name "
+                        f"and {ending}, in this folder); an earlier one is replaced")
 
 
 def _add_json(parser: argparse.ArgumentParser, what: str) -> None:

@@ -14,7 +14,7 @@ from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._output import step_log
 from mpsteps._rundir import RunDirectory
 from mpsteps.cli import output
-from mpsteps.cli.history import coordinator_lives, open_run
+from mpsteps.cli.history import is_alive, open_run
 from mpsteps.errors import UsageError
 from mpsteps.report import shorten
 
@@ -31,7 +31,7 @@ def steps_command(args: Any) -> int:
     """`mpsteps steps RUN`."""
     directory, history = open_run(args.run)
     steps = [history.steps[number] for number in sorted(history.steps)]
-    alive = bool(history.sessions) and history.status == "running" and coordinator_lives(history.sessions[-1])
+    alive = is_alive(history)
     chosen = [s for s in steps if s.status in _FAILED] if args.failed else steps
     if args.sqlite:
         _export(args, history, len(steps))
