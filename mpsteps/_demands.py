@@ -40,6 +40,18 @@ class Demands:
         options = getattr(function, "__mpsteps__", NO_OPTIONS)
         return options if isinstance(options, StepOptions) else NO_OPTIONS
 
+    def declared(self) -> Dict[str, List[int]]:
+        """Method -> [cpus, bytes, cards], of the methods that declare more than one slot."""
+        found: Dict[str, List[int]] = {}
+        for cls in reversed(type(self._protocol).__mro__):
+            for name, function in vars(cls).items():
+                options = getattr(function, "__mpsteps__", NO_OPTIONS)
+                if isinstance(options, StepOptions) and (options.cpus > 1 or options.memory or options.gpus):
+                    found[name] = [options.cpus, options.memory, options.gpus]
+                else:
+                    found.pop(name, None)  # overridden without it
+        return found
+
     def is_plain(self, step: Step) -> bool:
         """Whether it is a method's step that asks for nothing but a turn."""
         func = step._func

@@ -22,6 +22,7 @@ from mpsteps._ipc import state, wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._local import Here, run_here
+from mpsteps._machine import usable_cores, usable_memory
 from mpsteps._outgoing import Outgoing
 from mpsteps._output import step_log
 from mpsteps._ownchanges import OwnChanges
@@ -94,6 +95,14 @@ class ProtocolRun:
     def total(self) -> int:
         """How many steps there are."""
         return len(self.steps)
+
+    def resources(self) -> Dict[str, Any]:
+        """What there is for the steps and what they declare, for who looks at the run later: cores, bytes of memory,
+        groups of cards; needs: method -> [cpus, bytes, cards], where that is not [1, 0, 0]."""
+        return {
+            "cores": usable_cores(), "memory": usable_memory(), "gpus": len(self._gpu_groups),
+            "needs": self._demands.declared(),
+        }  # fmt: skip
 
     # --------------------------------------------------------------- before the loop
 

@@ -280,6 +280,9 @@ class _Session:
             "cwd": os.getcwd(),
             "workingDir": protocol.getWorkingDir(),
             "started": self.started,
+            "mpsteps": sys.modules["mpsteps"].__version__,  # which stands above this module, and is always loaded
+            "platform": " ".join(platform.uname()[i] for i in (0, 2, 4)),
+            **self._work.resources(),
         }
 
     # ---------------------------------------------------------------------- the loop

@@ -60,6 +60,13 @@ _TRACE_EXAMPLE = """\
 example:
   mpsteps trace Runs/000001_ProtCtf -o trace.json"""
 
+_REPORT_TEXT = """\
+Write a run as one HTML file: summary, what limited it, timeline by worker, graph, functions, failures with tracebacks
+and output, environment. It needs no network and no other file. Of a run that is going on it shows what there is."""
+_REPORT_EXAMPLE = """\
+example:
+  mpsteps report Runs/000001_ProtCtf -o report.html"""
+
 _DEMO_TEXT = """\
 Estimate the defocus and pick the particles of a micrograph that comes with mpsteps, or of yours. It needs numpy, scipy,
 mrcfile and matplotlib: pip install "mpsteps[demo]". `mpsteps form mpsteps.demo.protocol:ProtDemo` shows its form."""
@@ -73,6 +80,7 @@ COMMANDS = {
     "resume": ("mpsteps.cli.running", "resume_command"),
     "form": ("mpsteps.cli.forms", "form_command"),
     "steps": ("mpsteps.cli.steps", "steps_command"),
+    "report": ("mpsteps.cli.views", "report_command"),
     "trace": ("mpsteps.cli.views", "trace_command"),
     "demo": ("mpsteps.cli.running", "demo_command"),
 }
@@ -125,6 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     steps.add_argument("--failed", action="store_true", help="only the steps that failed, with traceback and output")
     steps.add_argument("--sqlite", metavar="FILE", help="write the run to FILE for queries, instead of the table")
     _add_json(steps, "one JSON object, with all that is known of each step")
+    report = add("report", "write a run as one HTML file", _REPORT_TEXT, _REPORT_EXAMPLE)
+    report.add_argument("run", metavar="RUN", help=_RUN)
+    _add_output(report, ".html")
     trace = add("trace", "write a run as a Chrome/Perfetto trace", _TRACE_TEXT, _TRACE_EXAMPLE)
     trace.add_argument("run", metavar="RUN", help=_RUN)
     _add_output(trace, ".trace.json")

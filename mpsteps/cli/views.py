@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mpsteps._report_data import report_data
+from mpsteps._report_page import write_report
 from mpsteps._trace import write_trace
 from mpsteps.cli import output
 from mpsteps.cli.history import look_at
@@ -18,6 +20,18 @@ def trace_command(args: Any) -> int:
     count = write_trace(look.history, look.timeline, path)
     output.put(f"wrote {path}: {len(look.timeline.spans)} attempts of steps, {count} events")
     output.note("open it in https://ui.perfetto.dev or chrome://tracing")
+    return 0
+
+
+def report_command(args: Any) -> int:
+    """`mpsteps report RUN`."""
+    look = look_at(args.run)
+    path = _path(args, look.directory.path, ".html")
+    data = report_data(look.directory, look.history, look.timeline, look.alive)
+    write_report(data, path)
+    verdict = data["limits"]["limits"][0]
+    output.put(f"wrote {path}: {len(look.history.steps)} steps, {os.path.getsize(path) / 1e6:.1f} MB")
+    output.put(f"what limited it: {verdict['kind']}. {verdict['sentence']} {verdict['advice']}".rstrip())
     return 0
 
 
