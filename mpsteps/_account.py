@@ -23,7 +23,8 @@ IDLE = ("memory", "gpus", "cpus", "overhead", "prerequisites", "input", "tail", 
 
 
 class Piece(NamedTuple):
-    """A step as it ran: `begin` and `end` in seconds; `worker` numbers the workers, -1 is the coordinator itself."""
+    """A step as it ran: `begin` and `end` in seconds; `worker` numbers the workers, -1 is the coordinator itself;
+    `cpu`: CPU seconds, where they are known."""
 
     step: int
     func: str
@@ -31,6 +32,7 @@ class Piece(NamedTuple):
     begin: float
     end: float
     attempt: int = 1
+    cpu: Optional[float] = None
 
 
 class Needs(NamedTuple):
@@ -93,6 +95,9 @@ class Run:
         self.work = sum(p.end - p.begin for p in pieces if p.worker >= 0)
         self.seconds = {p.step: p.end - p.begin for p in pieces}
         self.func = {p.step: p.func for p in pieces}
+        measured = [p for p in pieces if p.cpu is not None and p.end > p.begin]
+        spent = sum(p.end - p.begin for p in measured)
+        self.cpu_use = sum(p.cpu or 0.0 for p in measured) / spent if spent else None  # CPU seconds a second
 
     @property
     def wall(self) -> float:

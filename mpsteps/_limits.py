@@ -19,6 +19,7 @@ WORTH_TELLING = 0.05  # of the workers' time
 FULLY_BUSY = 0.75  # of the workers' time: more workers are what would help
 SCARCE = 0.15  # so much idle time for want of a resource, and more workers would not help
 OUTSTANDING = 3.0  # times the median of its function: one slow step
+MOSTLY_WAITING = 0.5  # CPU seconds a second: steps that wait for something else than the processor
 A_LOT = 0.3  # of the run: what one step has to take to be a reason by itself
 
 
@@ -84,9 +85,15 @@ def _workers(run: Run, shares: Dict[str, float], length: float) -> Limit:
     n, cores = run.machine.workers, run.machine.cores
     sentence = (
         f"{_all(n)} busy {_percent(shares['busy'])} of the time: {format_seconds(run.work)} of work in "
-        f"{format_seconds(run.wall)}. The longest chain of steps takes {format_seconds(length)}."
+        f"{format_seconds(run.wall)}. The longest chain of steps takes {_short(length)}."
     )
-    if cores and n >= cores:
+    if run.cpu_use is not None and run.cpu_use < MOSTLY_WAITING:
+        sentence += f" But the steps computed only {_percent(run.cpu_use)} of that time."
+        advice = (
+            "The steps mostly wait, for files or for other programs: more workers than cores (--threads) may help, and "
+            "so may faster storage."
+        )
+    elif cores and n >= cores:
         advice = f"All {_number(cores, 'core')} of this machine are used: only more cores, or faster steps, help."
     else:
         most = min(cores or 10**9, max(n + 1, round(run.work / max(length, 1e-9))))
@@ -139,8 +146,8 @@ def _overhead(run: Run, shares: Dict[str, float]) -> Limit:
 def _start(run: Run, shares: Dict[str, float]) -> Limit:
     first, last = min(p.begin for p in run.pieces), max(p.end for p in run.pieces)
     sentence = (
-        f"Of {format_seconds(run.wall)}, {format_seconds(first - run.began)} went by before the first step began and "
-        f"{format_seconds(run.ended - last)} after the last one had ended."
+        f"Of {format_seconds(run.wall)}, {_short(first - run.began)} went by before the first step began and "
+        f"{_short(run.ended - last)} after the last one had ended."
     )
     advice = "Look at what the protocol imports and does in _insertAllSteps; for a short run it is not worth it."
     return Limit("start", shares["start"], sentence, advice)

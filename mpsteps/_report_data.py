@@ -16,7 +16,7 @@ from mpsteps._history import RunHistory, StepRecord
 from mpsteps._limits import Analysis, analyse
 from mpsteps._rundir import RunDirectory
 from mpsteps._timeline import Session, Span, Timeline
-from mpsteps.report import shorten
+from mpsteps.report import format_bytes, shorten
 
 STATUSES = ("new", "running", "finished", "failed", "lost", "skipped", "aborted", "in doubt", "cut")
 MANY_STEPS = 20_000  # above it, arguments are cut shorter
@@ -56,7 +56,7 @@ def analyse_last_that_ran(history: RunHistory, line: Timeline) -> Tuple[int, Ana
     rows = {row for row, name in enumerate(session.workers) if name.startswith("coordinator")}
     inline = session.info.get("engine") == "inline"
     pieces = [
-        Piece(s.step, s.func, -1 if s.worker in rows and not inline else s.worker, s.begin, s.end, s.attempt)
+        Piece(s.step, s.func, -1 if s.worker in rows and not inline else s.worker, s.begin, s.end, s.attempt, s.cpu)
         for s in line.of_session(number)
     ]  # fmt: skip
     machine, needs = resources(session.info, {p.func for p in pieces})
@@ -205,10 +205,11 @@ def log_of(directory: RunDirectory, step: StepRecord, most: int) -> str:
 def _environment(info: Dict[str, Any]) -> List[Tuple[str, str]]:
     shown = (
         ("host", "host"), ("platform", "system"), ("python", "Python"), ("mpsteps", "mpsteps"), ("engine", "engine"),
-        ("threads", "worker processes"), ("cores", "usable cores"), ("memory", "usable memory, bytes"),
+        ("threads", "worker processes"), ("cores", "usable cores"), ("memory", "usable memory"),
         ("gpus", "graphics cards"), ("target", "protocol"), ("cwd", "started in"), ("pid", "process"),
     )  # fmt: skip
-    return [(title, str(info[key])) for key, title in shown if info.get(key) not in (None, "")]
+    told = {**info, "memory": format_bytes(_whole(info.get("memory"))) if info.get("memory") else ""}
+    return [(title, str(told[key])) for key, title in shown if told.get(key) not in (None, "", 0)]
 
 
 def _values(info: Dict[str, Any]) -> List[Tuple[str, str]]:

@@ -145,6 +145,16 @@ def test_all_cores_are_used_is_said():
     assert "--threads" in Made(many(100, 1.0), Machine(4, cores=8)).analyse().limits[0].advice
 
 
+def test_busy_workers_whose_steps_hardly_compute_are_told_apart():
+    """All cores may be 'used' by steps that wait for files: then more workers help."""
+    made = Made(many(100, 1.0), Machine(4, cores=4))
+    made.pieces = [p._replace(cpu=0.1) for p in made.pieces]
+    limit = made.analyse().limits[0]
+    assert limit.kind == "workers"
+    assert "computed only 10 % of that time" in limit.sentence
+    assert "more workers than cores" in limit.advice
+
+
 def test_a_scarce_resource_goes_before_busy_workers():
     """Half of the workers' time is idle for want of memory: more workers would not help."""
     made = Made(many(40, 1.0, "big"), Machine(5, memory=16 * GB), {"big": Needs(memory=4 * GB)})

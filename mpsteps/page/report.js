@@ -262,6 +262,11 @@ function drawSelectedSpan(ctx, width, X, fg) {
   ctx.strokeStyle = fg; ctx.lineWidth = 2; ctx.strokeRect(x0, TOP + P.row[k] * rowHeight - 1, w, rowHeight - 1); ctx.lineWidth = 1;
   ctx.restore();
 }
+function moment(t, step) {  // of an axis whose marks are `step` apart: with as many digits as tell them apart
+  if (step >= 1e6 || !t) return seconds(t);
+  const unit = whole < 1e6 ? [1e3, "ms"] : [1e6, "s"];
+  return `${(t / unit[0]).toFixed(Math.max(0, Math.ceil(-Math.log10(step / unit[0]) - 1e-9)))} ${unit[1]}`;
+}
 function ticks(ctx, width, height, X, quiet, line) {
   const target = (T.to - T.from) * 90 / Math.max(200, width), nice = [1, 2, 5].flatMap(m => Array.from({ length: 12 }, (_, e) => m * 10 ** e))
     .concat([15e6, 30e6, 60e6, 120e6, 300e6, 600e6, 1800e6, 3600e6, 7200e6, 14400e6, 43200e6, 86400e6]).sort((a, b) => a - b);
@@ -272,7 +277,8 @@ function ticks(ctx, width, height, X, quiet, line) {
     if (x < LEFT) continue;
     ctx.strokeStyle = line; ctx.beginPath(); ctx.moveTo(x, TOP - 6); ctx.lineTo(x, height); ctx.stroke();
     ctx.fillStyle = quiet;
-    if (x < width - 30) ctx.fillText(seconds(t), x + 3, 9);
+    const text = moment(t, step);
+    if (x + 3 + ctx.measureText(text).width < width) ctx.fillText(text, x + 3, 9);
   }
 }
 function spanAt(x, y) {
@@ -368,11 +374,11 @@ function followersOf(i) {
   }
   return Array.from(follow.subarray(followStart[i], followStart[i + 1]));
 }
-const CELL_W = 3, CELL_H = 1, PITCH_X = 3.5, PITCH_Y = 1.35, GAP = 3;
+const small = count <= 80, CELL_W = small ? 8 : 3, CELL_H = 1, PITCH_X = CELL_W + .5, PITCH_Y = 1.35, GAP = 3;
 function layoutSteps() {  // columns by depth; wide layers become blocks, and blocks are broken into bands like words into lines
   const layers = [];
   for (let i = 0; i < count; i++) (layers[S.depth[i]] = layers[S.depth[i]] || []).push(i);
-  const most = count <= 80 ? 24 : Math.max(24, Math.ceil(Math.sqrt(count * 1.4)));
+  const most = small ? 24 : Math.max(24, Math.ceil(Math.sqrt(count * 1.4)));
   const rank = new Float64Array(count);
   const blocks = layers.map((layer, d) => {
     if (d) {
@@ -383,7 +389,7 @@ function layoutSteps() {  // columns by depth; wide layers become blocks, and bl
     layer.forEach((i, n) => { rank[i] = (n + .5) / layer.length; });
     return { layer, high, w: Math.ceil(layer.length / high) * PITCH_X + GAP, h: high * PITCH_Y };
   });
-  const area = blocks.reduce((a, b) => a + b.w * (b.h + 2), 0), wide = Math.max(...blocks.map(b => b.w), Math.sqrt(area * 2.4), count <= 80 ? 60 : 0);
+  const area = blocks.reduce((a, b) => a + b.w * (b.h + 2), 0), wide = Math.max(...blocks.map(b => b.w), Math.sqrt(area * 2.4), small ? 60 : 0);
   const X = new Float64Array(count), Y = new Float64Array(count);
   let x = 0, y = 0, band = [], width = 0;
   const close = () => { const high = Math.max(...band.map(b => b.h)); for (const b of band) place(b, y + (high - b.h) / 2); y += high + 2; band = []; x = 0; };
@@ -435,8 +441,9 @@ function drawGraph(ctx, width, height) {
     if (h > 11 && w > 34) {
       ctx.fillStyle = "#14181d"; colour = ""; ctx.textAlign = "left";
       const two = h > 30;
-      ctx.fillText(cut(ctx, `${idOf(i)} ${D.functions[S.func[i]]}`, w - 6), x + 3, y + (two ? h / 2 - 8 : h / 2));
-      if (two) ctx.fillText(cut(ctx, S.args[i], w - 6), x + 3, y + h / 2 + 8);
+      const tx = Math.max(x, 0) + 3, room = x + w - tx - 3;
+      ctx.fillText(cut(ctx, `${idOf(i)} ${D.functions[S.func[i]]}`, room), tx, y + (two ? h / 2 - 8 : h / 2));
+      if (two) ctx.fillText(cut(ctx, S.args[i], room), tx, y + h / 2 + 8);
     }
   }
   if (G.step >= 0) { ctx.strokeStyle = fg; ctx.lineWidth = 2; ctx.strokeRect(G.x + X[G.step] * s - 1, G.y + Y[G.step] * s - 1, Math.max(4, w) + 2, Math.max(4, h) + 2); ctx.lineWidth = 1; }
@@ -474,7 +481,7 @@ function setUpGraph() {
     } else if (!$("g-functions").firstChild) functionGraph();
   };
   $("g-mode").onchange = e => show(e.target.value);
-  const mode = count && count <= 80 ? "steps" : "functions";
+  const mode = count && small ? "steps" : "functions";
   $("g-mode").value = mode;
   if (count) show(mode); else $("graph").hidden = true;
 }
@@ -545,7 +552,7 @@ function functionsTable() {
   }
   if (!ran.length) { $("functions").hidden = $("slowest").hidden = true; return; }
   const low = Math.log(Math.max(1, Math.min(...ran.map(g => g.min || 1e12)))), top = Math.log(Math.max(2, ...ran.map(g => g.max)));
-  const place = t => 100 * (Math.log(Math.max(1, t)) - low) / Math.max(.01, top - low);
+  const place = t => Math.max(0, 100 * (Math.log(Math.max(1, t)) - low) / Math.max(.01, top - low));
   const columns = [["Function", g => g.name, "name"], ["Finished", g => number(g.n), "n"], ["Failed", g => g.bad ? number(g.bad) : "–", "bad"],
     ["In all", g => seconds(g.total), "total"], ["Shortest", g => seconds(g.min), "min"], ["Median", g => seconds(g.median), "median"],
     ["95 %", g => seconds(g.high), "high"], ["Longest", g => seconds(g.max), "max"], ["Spread (logarithmic)", null, null],
@@ -615,7 +622,7 @@ function failures() {
 function setting() {
   for (const [id, title, list] of [["environment", "Environment", D.environment], ["values", "Values of the form", D.values]]) {
     const body = el("tbody");
-    for (const [k, v] of list) { const tr = el("tr"); tr.append(el("td", k), el("td", v)); body.append(tr); }
+    for (const [k, v] of list) { const tr = el("tr"); tr.append(el("td", k), el("td", v === "" ? "–" : v)); body.append(tr); }
     $(id).append(el("caption", title), body);
   }
 }
