@@ -7,6 +7,7 @@ import tempfile
 import time
 
 import pytest
+from conftest import processes_of_tests
 from report_runs import data_of, large, small
 
 from mpsteps._report_page import write_report
@@ -67,7 +68,8 @@ class Page:
         raise AssertionError(f"never true: {script}; {self.complaints()}")
 
     def text(self, selector):
-        return self.run("return document.querySelector(arguments[0]).textContent", selector)
+        """Lone surrogates, which the driver cannot carry, as U+FFFD."""
+        return self.run("return document.querySelector(arguments[0]).textContent.toWellFormed()", selector)
 
     def keys(self, selector, *keys):
         self.driver.find_element("css selector", selector).send_keys(*keys)
@@ -82,14 +84,25 @@ class Page:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """In place of the check after each test: the browser, which all tests share, is looked after by its own fixture."""
+
+
 @pytest.fixture(scope="module")
 def browser():
+    """One for all tests; nothing is left of it."""
+    before = processes_of_tests()
     with tempfile.TemporaryDirectory(prefix="report-", ignore_cleanup_errors=True) as profile:
         page = Page(profile)
         try:
             yield page
         finally:
             page.driver.quit()
+        end = time.monotonic() + PATIENCE
+        while processes_of_tests() - before:
+            assert time.monotonic() < end, "the browser has left processes"
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
