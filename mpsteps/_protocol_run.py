@@ -242,7 +242,7 @@ class ProtocolRun:
         s._ended = now
         s._started = now - seconds
         self.cpu_seconds += cpu
-        self._recorder.finished(pid, step, seconds, cpu)
+        self._recorder.finished(pid, step, seconds, cpu, (extras or {}).get("peak"))
         return None
 
     def finished_all(

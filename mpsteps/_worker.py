@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
-from mpsteps import _context
+from mpsteps import _context, _peaks
 from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
@@ -91,6 +91,7 @@ class Worker:
         self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
+        self._peaks: Optional[_peaks.Peaks] = None  # set for the steps of a protocol
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
@@ -190,6 +191,7 @@ class Worker:
                 self._protocol._stepsExecutor = self._context
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
+                self._peaks = _peaks.Peaks()
             self._surroundings.take()
             self._memory_at_start = own_memory(os.getpid())
             self._reply((-wire.READY, os.getpid()))
@@ -224,6 +226,10 @@ class Worker:
             leaving = self._look_around(message[2], failure)
         if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
             extras = {**(extras or {}), "log": True}
+        if self._peaks is not None and (seconds > _peaks.LOOK_SECONDS or failure is not None):
+            peak = self._peaks.of_last_step()
+            if peak is not None and failure is None:
+                extras = {**(extras or {}), "peak": peak}
         if failure is not None:
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras, tuple(failure)))
