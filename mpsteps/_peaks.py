@@ -1,8 +1,8 @@
-"""The most memory that single steps had: the kernel's high-water mark, started anew after each step that is looked at.
+"""The most memory that single steps had: the kernel's high-water mark, started anew after each that is looked at.
 
-Only steps that take a while are looked at: it costs about 20 microseconds, and a step of a millisecond has little time to
-use memory. The mark (`ru_maxrss`) is of all memory that a process had in RAM, shared memory and files included; of the
-programs that a step ran, that of the largest one counts, as far as the kernel tells it.
+Only steps that take a while are looked at: it costs about 20 microseconds, and a step of a millisecond has little time
+to use memory. The mark (`ru_maxrss`) is of all memory that a process had in RAM, shared memory and files included; of
+the programs that a step ran, that of the largest one counts, as far as the kernel tells it.
 """
 
 from __future__ import annotations

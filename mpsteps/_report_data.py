@@ -116,7 +116,8 @@ def _steps(steps: Sequence[StepRecord], names: _Names, alive: bool) -> Dict[str,
     most = 40 if len(steps) > MANY_STEPS else 160
     ids = [s.id for s in steps]
     place = {number: i for i, number in enumerate(ids)}
-    starts, flat = [0], []
+    starts: List[int] = [0]
+    flat: List[int] = []
     for s in steps:
         flat.extend(place[p] for p in s.prerequisites if p in place)
         starts.append(len(flat))

@@ -30,7 +30,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     4: (  # what lasts
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
         "_workplace", "_begun", "_leftovers", "_timeline", "_results_file", "_trace",
-        "_account", "_limits", "_report_data", "_report_page",
+        "_account", "_limits", "_report_data", "_report_page", "_explain", "_rerun",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",

@@ -47,11 +47,12 @@ example:
 
 _STEPS_TEXT = """\
 Show the steps of a run, also of one that is going on: seconds and CPU seconds of the last attempt, the pid of the
-worker, and the steps that each comes after. --failed adds why they failed."""
+worker, and the steps that each comes after. --failed adds why they failed. Peak memory is known of steps of 10 ms and
+more: it is that of the worker or of the largest program that the step ran, and the column is there if one has it."""
 _STEPS_EXAMPLE = """\
-example: the ten slowest steps, by SQL:
-  mpsteps steps Runs/000001_ProtCtf --sqlite run.sqlite
-  sqlite3 run.sqlite "SELECT id, function, seconds FROM steps ORDER BY seconds DESC LIMIT 10\""""
+examples: the ten slowest steps of a function, and all that is known of a run, for SQL:
+  mpsteps steps Runs/000001_ProtCtf --function ctfStep --sort seconds --limit 10
+  mpsteps steps Runs/000001_ProtCtf --sqlite run.sqlite"""
 
 _TRACE_TEXT = """\
 Write a run as a Chrome trace: workers are threads, steps are slices, prerequisites are arrows. It is opened in
@@ -59,6 +60,14 @@ https://ui.perfetto.dev or chrome://tracing. A run that is going on is written a
 _TRACE_EXAMPLE = """\
 example:
   mpsteps trace Runs/000001_ProtCtf -o trace.json"""
+
+_EXPLAIN_TEXT = """\
+Say why a step is where it is, also while the run goes on: why it waits (which prerequisite, slot or memory, and until
+when at the earliest), why it ran again on resume (what has changed), why it failed (cause, traceback, output)."""
+_EXPLAIN_EXAMPLE = """\
+examples:
+  mpsteps explain Runs/000001_ProtCtf 40
+  mpsteps explain Runs/000001_ProtCtf createOutputStep"""
 
 _REPORT_TEXT = """\
 Write a run as one HTML file: summary, what limited it, timeline by worker, graph, functions, failures with tracebacks
@@ -75,11 +84,15 @@ example: your own micrographs, with 8 worker processes (quotes keep the shell fr
   mpsteps demo --micrographs "Micrographs/*.mrc" --threads 8"""
 
 
+_SORT_KEYS = ("id", "function", "status", "started", "seconds", "cpu", "memory", "attempts")
+
+
 COMMANDS = {
     "run": ("mpsteps.cli.running", "run_command"),
     "resume": ("mpsteps.cli.running", "resume_command"),
     "form": ("mpsteps.cli.forms", "form_command"),
     "steps": ("mpsteps.cli.steps", "steps_command"),
+    "explain": ("mpsteps.cli.explain", "explain_command"),
     "report": ("mpsteps.cli.views", "report_command"),
     "trace": ("mpsteps.cli.views", "trace_command"),
     "demo": ("mpsteps.cli.running", "demo_command"),
@@ -131,8 +144,19 @@ def _parser() -> argparse.ArgumentParser:
     steps = add("steps", "show the steps of a run", _STEPS_TEXT, _STEPS_EXAMPLE)
     steps.add_argument("run", metavar="RUN", help=_RUN)
     steps.add_argument("--failed", action="store_true", help="only the steps that failed, with traceback and output")
+    steps.add_argument("--status", metavar="STATUS", action="append", default=[], help="only these: new, running, "
+                       "in-doubt, finished, failed, lost, skipped, aborted; several with commas")
+    steps.add_argument("--function", metavar="NAME", action="append", default=[], help="only the steps of this "
+                       "function, or of those that fit a pattern such as 'fit*'; as often as needed")
+    steps.add_argument("--sort", choices=_SORT_KEYS, help="the order; of seconds, cpu, memory and "
+                       "attempts the largest first (default: id)")
+    steps.add_argument("--limit", metavar="N", type=_count, help="only the first N")
     steps.add_argument("--sqlite", metavar="FILE", help="write the run to FILE for queries, instead of the table")
     _add_json(steps, "one JSON object, with all that is known of each step")
+    explain = add("explain", "say why a step waits, ran again or failed", _EXPLAIN_TEXT, _EXPLAIN_EXAMPLE)
+    explain.add_argument("run", metavar="RUN", help=_RUN)
+    explain.add_argument("step", metavar="STEP", help="the id of a step, or a function that has one step only")
+    _add_json(explain, "one JSON object")
     report = add("report", "write a run as one HTML file", _REPORT_TEXT, _REPORT_EXAMPLE)
     report.add_argument("run", metavar="RUN", help=_RUN)
     _add_output(report, ".html")

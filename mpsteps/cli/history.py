@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import psutil
 
@@ -47,6 +47,14 @@ class Look(NamedTuple):
     history: RunHistory
     timeline: Timeline
     alive: bool
+    journal: Journal
+
+
+def before_last_session(look: Look) -> Optional[RunHistory]:
+    """What the journal added up to before the last session; None if there was none before."""
+    records = list(look.journal.records)
+    last = max(place for place, record in enumerate(records) if record[0] == "protocol")
+    return replay(records[:last], look.history.header) if len(look.history.sessions) > 1 else None
 
 
 def look_at(path: str) -> Look:
@@ -59,7 +67,7 @@ def look_at(path: str) -> Look:
     last_session(directory, history)
     alive = is_alive(history)
     line = timeline(records_as_told(directory, journal), time.time() if alive else None)
-    return Look(directory, history, line, alive)
+    return Look(directory, history, line, alive, journal)
 
 
 def is_alive(history: RunHistory) -> bool:
