@@ -30,7 +30,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     4: (  # what lasts
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
         "_workplace", "_begun", "_leftovers", "_timeline", "_results_file", "_trace",
-        "_account", "_limits", "_report_data", "_report_page", "_explain", "_rerun",
+        "_account", "_limits", "_report_data", "_report_page", "_explain",
+        "_rerun",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
@@ -42,7 +43,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_announcer", "_outgoing", "_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work",
     ),
     8: ("run", "pool"),  # the composition roots
-    9: ("", "cli", "progress", "_targets", "demo", "scipion", "__main__"),  # what people and other programs hold
+    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "demo", "scipion",
+        "__main__"),  # what people and other programs hold
 }  # fmt: skip
 
 # Imports inside functions may point anywhere, and each is here with its reason.

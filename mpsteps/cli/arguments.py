@@ -76,6 +76,14 @@ _REPORT_EXAMPLE = """\
 example:
   mpsteps report Runs/000001_ProtCtf -o report.html"""
 
+_DOCTOR_TEXT = """\
+Look at what this machine gives: cores that may really be used (affinity, cgroup, Slurm), memory, shared memory, how
+workers start and why so, BLAS threads in a worker, limits, this folder's disk, versions; then run real steps for a few
+seconds and check what comes out. Exit code 1 if something does not work."""
+_DOCTOR_EXAMPLE = """\
+example: on a cluster, from within a job:
+  mpsteps doctor --threads 16"""
+
 _DEMO_TEXT = """\
 Estimate the defocus and pick the particles of a micrograph that comes with mpsteps, or of yours. It needs numpy, scipy,
 mrcfile and matplotlib: pip install "mpsteps[demo]". `mpsteps form mpsteps.demo.protocol:ProtDemo` shows its form."""
@@ -95,6 +103,7 @@ COMMANDS = {
     "explain": ("mpsteps.cli.explain", "explain_command"),
     "report": ("mpsteps.cli.views", "report_command"),
     "trace": ("mpsteps.cli.views", "trace_command"),
+    "doctor": ("mpsteps.cli.doctor", "doctor_command"),
     "demo": ("mpsteps.cli.running", "demo_command"),
 }
 """Where each command is: module and function, loaded when it is called, so that `--help` answers at once."""
@@ -163,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     trace = add("trace", "write a run as a Chrome/Perfetto trace", _TRACE_TEXT, _TRACE_EXAMPLE)
     trace.add_argument("run", metavar="RUN", help=_RUN)
     _add_output(trace, ".trace.json")
+    doctor = add("doctor", "see what this machine gives", _DOCTOR_TEXT, _DOCTOR_EXAMPLE)
+    doctor.add_argument("--threads", metavar="N", type=_count, help="worker processes for the self-test (default: the "
+                        "cores that may be used, at most 8)")
+    doctor.add_argument("--no-self-test", action="store_true", help="only look, run no steps")
+    _add_json(doctor, "one JSON object with all findings")
     demo = add("demo", "see mpsteps at work on a micrograph", _DEMO_TEXT, _DEMO_EXAMPLE)
     demo.add_argument("--micrographs", metavar="GLOB", help="an MRC file or a pattern (default: the bundled one)")
     _add_place(demo)
