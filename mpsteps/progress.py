@@ -36,6 +36,8 @@ class Progress(Listener):
     """Shows nothing: what the others have in common. `close` (or leaving it as a context manager) ends the display,
     also of a run that broke off."""
 
+    trusted = True
+
     def close(self) -> None:
         """Leave the terminal as it was; calling it again does nothing."""
 

@@ -34,7 +34,7 @@ from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
-from mpsteps.listeners import Listener
+from mpsteps.listeners import Listener, guarded
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
 
@@ -53,7 +53,8 @@ def run(
 
     `engine`: 'inline' or 'processes'; None: by the protocol's stepsExecutionMode. `keep_going` overrides the
     protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
-    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
+    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle. `listeners` are told
+    what happens, see `mpsteps.Listener`.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
     had, JournalError when the disk is full; the protocol is failed then. KeyboardInterrupt after Ctrl-C.
@@ -71,7 +72,7 @@ def run(
     except MpstepsError as error:
         protocol.setFailed(str(error))
         raise
-    session = _Session(protocol, place, engine, tuple(listeners), durability, in_doubt)
+    session = _Session(protocol, place, engine, guarded(listeners, protocol.warning), durability, in_doubt)
     try:
         return session.run()
     except KeyboardInterrupt:

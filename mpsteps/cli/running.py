@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 from typing import Any, List, Optional
 
+from mpsteps._event_lines import JsonLines
 from mpsteps._machine import usable_cores
 from mpsteps._targets import comes_from_user, load_target, user_traceback
 from mpsteps.cli import output
@@ -54,6 +56,8 @@ def resume_command(args: Any) -> int:
     directory, history = open_run(args.run)
     session = last_session(directory, history)
     here = os.getcwd()
+    if args.events is not None:
+        args.events = os.path.abspath(args.events)  # it is meant from here
     _go_back_to(str(session.get("cwd") or here), args.run)
     with output.users_output_aside():
         cls = load_target(str(session.get("target")))
@@ -95,6 +99,7 @@ def _result_files(protocol: Protocol) -> List[str]:
 class _Watcher(Listener):
     """Tells the protocol's warnings, and keeps the report, which `run` does not return when it raises."""
 
+    trusted = True
     report: Optional[RunReport] = None
 
     def run_started(self, run: Any, kept: int) -> None:
@@ -139,10 +144,15 @@ class _Run:
         return code
 
     def _run(self, watcher: _Watcher, in_doubt: str) -> int:
-        with output.users_output_aside(), make_progress(sys.stderr, self.args.quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            listeners: List[Listener] = [watcher]
+            if self.args.events is not None:
+                listeners.append(stack.enter_context(contextlib.closing(JsonLines(self.args.events))))
+            stack.enter_context(output.users_output_aside())
+            listeners.append(stack.enter_context(make_progress(sys.stderr, self.args.quiet)))
             try:
                 report = run(
-                    self.protocol, self.engine, (watcher, progress), True if self.args.keep_going else None,
+                    self.protocol, self.engine, listeners, True if self.args.keep_going else None,
                     self.args.durability, in_doubt,
                 )  # fmt: skip
                 return 0 if report.status in ("finished", "interactive") else 1
