@@ -30,6 +30,7 @@ from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import StateLog
+from mpsteps._step_keys import StepKeys
 from mpsteps._step_values import StepValues
 from mpsteps._writes import WritesOf
 from mpsteps.constants import (
@@ -82,6 +83,7 @@ class ProtocolRun:
         self._announcer = Announcer(self._demands)
         self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
         self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
+        self._keys = StepKeys(self.steps, recorder.digest)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
@@ -437,6 +439,10 @@ class ProtocolRun:
             "must release them with setStatus(STATUS_NEW), in _stepsCheck or in another step"
         )
         return True
+
+    def key(self, step: int) -> str:
+        """The name of a step that is the same in every run of this protocol."""
+        return self._keys.of(step)
 
     def keep_digest(self, step: int) -> None:
         """A step is to wait for more than it was inserted with; by that it is recognised."""

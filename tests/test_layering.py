@@ -41,6 +41,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     6: ("engines", "_work", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
         "_announcer", "_outgoing", "_protocol_run", "_resume", "_pool_task", "_pool_functions", "_pool_work",
+        "_step_keys",
     ),
     8: ("run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "demo", "scipion",
