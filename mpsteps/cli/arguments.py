@@ -54,6 +54,14 @@ examples: the ten slowest steps of a function, and all that is known of a run, f
   mpsteps steps Runs/000001_ProtCtf --function ctfStep --sort seconds --limit 10
   mpsteps steps Runs/000001_ProtCtf --sqlite run.sqlite"""
 
+_TOP_TEXT = """\
+Watch a run that another process carries out: progress of each function, running steps and their age, rate, the time
+that may be left (from what steps of each function took, and the graph), CPU and memory of the workers. It reads the
+run's journal and does not disturb it. Ctrl-C leaves; the run goes on. Where there is no terminal it tells once."""
+_TOP_EXAMPLE = """\
+example:
+  mpsteps top Runs/000001_ProtCtf"""
+
 _TRACE_TEXT = """\
 Write a run as a Chrome trace: workers are threads, steps are slices, prerequisites are arrows. It is opened in
 https://ui.perfetto.dev or chrome://tracing. A run that is going on is written as far as it has come."""
@@ -101,6 +109,7 @@ COMMANDS = {
     "form": ("mpsteps.cli.forms", "form_command"),
     "steps": ("mpsteps.cli.steps", "steps_command"),
     "explain": ("mpsteps.cli.explain", "explain_command"),
+    "top": ("mpsteps.cli.top", "top_command"),
     "report": ("mpsteps.cli.views", "report_command"),
     "trace": ("mpsteps.cli.views", "trace_command"),
     "doctor": ("mpsteps.cli.doctor", "doctor_command"),
@@ -166,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("run", metavar="RUN", help=_RUN)
     explain.add_argument("step", metavar="STEP", help="the id of a step, or a function that has one step only")
     _add_json(explain, "one JSON object")
+    top = add("top", "watch a run of another process", _TOP_TEXT, _TOP_EXAMPLE)
+    top.add_argument("run", metavar="RUN", help=_RUN)
+    top.add_argument("--once", action="store_true", help="tell once, also on a terminal")
     report = add("report", "write a run as one HTML file", _REPORT_TEXT, _REPORT_EXAMPLE)
     report.add_argument("run", metavar="RUN", help=_RUN)
     _add_output(report, ".html")

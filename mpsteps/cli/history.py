@@ -26,6 +26,15 @@ def open_run(path: str) -> Tuple[RunDirectory, RunHistory]:
 
 
 def _open_journal(path: str) -> Tuple[RunDirectory, Journal]:
+    directory = look_for_run(path)
+    try:
+        return directory, read_journal(directory.journal_path)
+    except JournalError as error:
+        raise UsageError(str(error)) from error
+
+
+def look_for_run(path: str) -> RunDirectory:
+    """The run directory at `path`, which has a journal. UsageError if it is none."""
     if not os.path.lexists(path):
         raise UsageError(f"there is no run directory {path!r}{_runs_near(os.path.dirname(path) or '.')}")
     directory = RunDirectory.open(path)
@@ -34,10 +43,7 @@ def _open_journal(path: str) -> Tuple[RunDirectory, Journal]:
             f"{path!r} holds no journal ({JOURNAL}), so it is no run directory, or its run never began"
             f"{_runs_near(path)}"
         )
-    try:
-        return directory, read_journal(directory.journal_path)
-    except JournalError as error:
-        raise UsageError(str(error)) from error
+    return directory
 
 
 class Look(NamedTuple):
