@@ -41,6 +41,9 @@ class Progress(Listener):
     def close(self) -> None:
         """Leave the terminal as it was; calling it again does nothing."""
 
+    def say(self, text: str) -> None:
+        """Show lines among what is displayed, without spoiling it."""
+
     def __enter__(self) -> Progress:
         return self
 
@@ -149,6 +152,9 @@ class _Telling(Progress):
         if self._failed == MAX_TOLD:
             self._tell(f"further failures are only counted here; mpsteps steps {run.run_dir} --failed tells all")
         self._redraw()
+
+    def say(self, text: str) -> None:
+        self._tell(text)
 
     def step_retried(self, run: Any, step: int, attempt: int, message: str) -> None:
         self._tell(f"attempt {attempt} of {_name(run, step)} failed, another one follows: {message}")

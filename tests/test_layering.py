@@ -44,7 +44,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_step_keys",
     ),
     8: ("run", "pool"),  # the composition roots
-    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "demo", "scipion",
+    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "demo", "scipion",
         "__main__"),  # what people and other programs hold
 }  # fmt: skip
 

@@ -212,6 +212,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                         "depend on it")
     parser.add_argument("--durability", choices=("process", "power"), default="process", help="what the journal "
                         "survives: any kill of a process (default), or a power failure too (slower)")
+    parser.add_argument("--logs", action="store_true", help="show what steps write, while they run: lines on stderr "
+                        "with the step in front")
     parser.add_argument("--events", metavar="FILE", help="append what happens to FILE, as JSON lines")
     _add_json(parser, "the report as one JSON object, instead of text")
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -10,6 +10,7 @@ import sys
 from typing import Any, List, Optional
 
 from mpsteps._event_lines import JsonLines
+from mpsteps._live_logs import LiveLogs
 from mpsteps._machine import usable_cores
 from mpsteps._targets import comes_from_user, load_target, user_traceback
 from mpsteps.cli import output
@@ -149,7 +150,11 @@ class _Run:
             if self.args.events is not None:
                 listeners.append(stack.enter_context(contextlib.closing(JsonLines(self.args.events))))
             stack.enter_context(output.users_output_aside())
-            listeners.append(stack.enter_context(make_progress(sys.stderr, self.args.quiet)))
+            progress = stack.enter_context(make_progress(sys.stderr, self.args.quiet))
+            if self.args.logs:  # before the display, so that the last lines come before its last figures
+                tell = _say_plainly if self.args.quiet else progress.say
+                listeners.append(stack.enter_context(contextlib.closing(LiveLogs(tell))))
+            listeners.append(progress)
             try:
                 report = run(
                     self.protocol, self.engine, listeners, True if self.args.keep_going else None,
@@ -170,6 +175,10 @@ class _Run:
                     raise InternalError(f"{type(error).__name__}: {error}") from error
                 self._error = f"{type(self.protocol).__name__} failed outside of its steps:\n{user_traceback(error)}"
         return 1
+
+
+def _say_plainly(text: str) -> None:
+    output.note("\n".join(map(output.printable, text.split("\n"))))
 
 
 def _validation_text(protocol: Protocol, error: ValidationError) -> str:

@@ -223,6 +223,11 @@ class ProcessEngine:
         w = self._workers.get(worker)
         return w.running() if w is not None and not w.damage else None
 
+    def log(self, worker: int) -> Optional[str]:
+        """The file that a worker's output goes to while a step runs; None: nowhere special."""
+        w = self._workers.get(worker)
+        return w.log if w is not None else None
+
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
         if self._zygote is not None and worker in self._workers:
