@@ -2,8 +2,7 @@
 
 A worker's output is in a file of its own while a step runs, and is moved to the step's log when the step ends. So what
 a running step has written is looked for there, a few times a second, and what is missing when it has ended is taken
-from its log. All of it is done in the coordinator's thread, which knows for certain what runs where; a thread only keeps
-time.
+from its log. All of it is done in the coordinator's thread, which knows what runs where; another one only keeps time.
 """
 
 from __future__ import annotations

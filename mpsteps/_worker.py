@@ -22,6 +22,7 @@ from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._logging_relay import Relay
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
@@ -75,6 +76,7 @@ class Worker:
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
         self._flushed = 0.0
+        self._flushing = False
         self._spin = self._longest_spin = SPIN
         self._running = 0  # the step that runs, or ran last
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
@@ -91,6 +93,7 @@ class Worker:
         self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
+        self._relay: Optional[Relay] = None
         self._peaks: Optional[_peaks.Peaks] = None  # set for the steps of a protocol
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
@@ -152,12 +155,24 @@ class Worker:
             self._replies = []
             self._finished = None
             self._owes = False
-            self._end.send_all(wire.encode(replies))
+            self._flushing = True
+            try:
+                self._end.send_all(wire.encode(replies))
+            finally:
+                self._flushing = False
         self._flushed = time.perf_counter()
 
     def _reply(self, message: Tuple[Any, ...]) -> None:
         self._replies.append(message)
         self._finished = None  # a plain reply after this one begins a new list, so that all are told in their order
+
+    def _send_records(self, records: List[Tuple[Any, ...]]) -> None:
+        """Log records, for the handlers of the coordinator's process; at once: the step may run for long."""
+        if self._forked:
+            return
+        self._reply((-wire.LOGGED, records))
+        if not self._flushing:  # else a signal handler of the step's logs, in the middle of another message
+            self._flush()
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
@@ -183,6 +198,8 @@ class Worker:
             self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):
                 self._output = Output(setup["log"], setup["log_folder"])
+            if setup.get("logging") is not None:
+                self._relay = Relay(setup["logging"], lambda: self._running, self._send_records)
             if setup.get("image"):
                 self._protocol = load_image(setup["image"], self._blocks.open_shared)
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
@@ -218,6 +235,8 @@ class Worker:
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
         seconds = ended - started
+        if self._relay is not None:
+            self._relay.flush_waiting()
         used = self._cpu_used(seconds)
         if failure is not None:
             failure = failure._replace(peak_kib=_peak_kib())

@@ -30,7 +30,7 @@ Messages from a worker:
                                                              file in which the value is, too; keeps: the
                                                              keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
-    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
+    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)  (-LOGGED, records)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ import cloudpickle
 from mpsteps.errors import SerializationError
 
 STOP, SETUP, FUNCTION, ANSWER, FREE = 1, 2, 3, 4, 5
-RETURNED, READY, UNFIT, REQUEST, FINISHED = 11, 12, 13, 14, 15
+RETURNED, READY, UNFIT, REQUEST, FINISHED, LOGGED = 11, 12, 13, 14, 15, 16
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)

@@ -34,6 +34,7 @@ from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.link import plug_stdio
 from mpsteps._ipc.shm import ORDERED
+from mpsteps._logging_relay import wanted
 from mpsteps._machine import blas_share
 from mpsteps._spawn import Spawner, describe_exit
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
@@ -156,7 +157,8 @@ class ProcessEngine:
     def _set_up(self, w: WorkerHandle) -> None:
         """What a worker waits for before anything else."""
         setup = {
-            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin, **self._setup(w.number)
+            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin,
+            "logging": wanted(), **self._setup(w.number),
         }  # fmt: skip
         w.send([(-wire.SETUP, setup)])
 
