@@ -3,7 +3,8 @@
 Pure. `_account` says where the workers' time went; the verdict follows from the shares:
 
 - A scarce resource (memory, cards, slots) goes before busy workers, since more workers would not help.
-- Then come busy workers, since all other reasons have only what they leave.
+- Then the longest chain, if it takes most of the time in which steps ran: more workers would not help either.
+- Then busy workers, since all other reasons have only what they leave.
 - Then the largest share of idle time. Waiting for prerequisites and for the last steps is put down to one slow step if
   most of it was for one that takes much of the run and much longer than its like; else to the shape of the graph.
 """
@@ -17,6 +18,7 @@ from mpsteps.report import format_bytes, format_seconds
 
 WORTH_TELLING = 0.05  # of the workers' time
 FULLY_BUSY = 0.75  # of the workers' time: more workers are what would help
+BOUND = 0.8  # of the time in which steps ran: the longest chain is what would have to be shorter
 SCARCE = 0.15  # so much idle time for want of a resource, and more workers would not help
 OUTSTANDING = 3.0  # times the median of its function: one slow step
 MOSTLY_WAITING = 0.5  # CPU seconds a second: steps that wait for something else than the processor
@@ -77,7 +79,9 @@ def _verdict(run: Run, account: Account, path: Tuple[int, ...], length: float) -
     workers = _workers(run, shares, length)
     first = [limit for limit in rest[:1] if limit.kind in ("memory", "gpus", "cpus") and limit.share >= SCARCE]
     if not first and (shares["busy"] >= FULLY_BUSY or not rest):
-        first = [workers]
+        bound = length >= BOUND * run.wall * (1 - shares["start"])
+        first = [_chain(run, length / run.wall, shares, path, length) if bound else workers]
+        rest = [limit for limit in rest if limit.kind != first[0].kind]
     return (*first, *(limit for limit in rest if limit not in first))
 
 
@@ -90,8 +94,8 @@ def _workers(run: Run, shares: Dict[str, float], length: float) -> Limit:
     if run.cpu_use is not None and run.cpu_use < MOSTLY_WAITING:
         sentence += f" But the steps computed only {_percent(run.cpu_use)} of that time."
         advice = (
-            "The steps mostly wait, for files or for other programs: more workers than cores (--threads) may help, and "
-            "so may faster storage."
+            "The steps mostly waited: for files, for other programs, or for cores that somebody else used. In the first "
+            "two cases more workers than cores (--threads) or faster storage may help, in the last one neither does."
         )
     elif cores and n >= cores:
         advice = f"All {_number(cores, 'core')} of this machine are used: only more cores, or faster steps, help."
@@ -173,12 +177,21 @@ def _waiting(run: Run, account: Account, path: Tuple[int, ...], length: float) -
         )
         advice = "Split it into steps that can run at the same time, or let it start earlier."
         return [Limit("slow step", waiting, sentence, advice, (slow,))]
+    return [_chain(run, shares["prerequisites"], shares, path, length), _imbalance(run, shares)]
+
+
+def _chain(run: Run, share: float, shares: Dict[str, float], path: Tuple[int, ...], length: float) -> Limit:
+    """The longest chain of prerequisites."""
     sentence = (
         f"Workers waited for prerequisites {_percent(shares['prerequisites'])} of the time. The longest chain has "
         f"{_number(len(path), 'step')} and takes {format_seconds(length)} of the {format_seconds(run.wall)}."
     )
     advice = "More workers would not help: make the steps of the chain faster, or let fewer wait for each other."
-    chain = Limit("critical path", shares["prerequisites"], sentence, advice, path)
+    return Limit("critical path", share, sentence, advice, path)
+
+
+def _imbalance(run: Run, shares: Dict[str, float]) -> Limit:
+    """Nothing is left to start, and not all are done."""
     last = max(p.end for p in run.pieces)
     began = max(p.begin for p in run.pieces)  # from here on nothing was left to start
     late = tuple(p.step for p in run.pieces if p.end > began + 0.5 * (last - began))
@@ -187,7 +200,7 @@ def _waiting(run: Run, account: Account, path: Tuple[int, ...], length: float) -
         f"the others: {_percent(shares['tail'])} of the workers' time."
     )
     advice = "Insert the longest steps first, or make steps shorter, so that they can be shared out evenly."
-    return [chain, Limit("imbalance", shares["tail"], sentence, advice, late[:100])]
+    return Limit("imbalance", shares["tail"], sentence, advice, late[:100])
 
 
 def _slow_step(run: Run, blame: Dict[int, float]) -> Optional[int]:

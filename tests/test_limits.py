@@ -155,6 +155,17 @@ def test_busy_workers_whose_steps_hardly_compute_are_told_apart():
     assert "more workers than cores" in limit.advice
 
 
+def test_the_longest_chain_goes_before_busy_workers():
+    """Both workers are busy nearly all of the time, but one of them with a chain: a third one would not help."""
+    made = Made([*chains(1, 10, 1.0), *many(9, 1.0)], Machine(2, cores=8))
+    analysis = made.analyse()
+    assert analysis.shares["busy"] > 0.9
+    assert analysis.limits[0].kind == "critical path"
+    assert analysis.limits[0].share == pytest.approx(analysis.path_seconds / analysis.wall)
+    assert "10 steps and takes 10 s of the" in analysis.limits[0].sentence
+    assert [limit.kind for limit in analysis.limits].count("critical path") == 1
+
+
 def test_a_scarce_resource_goes_before_busy_workers():
     """Half of the workers' time is idle for want of memory: more workers would not help."""
     made = Made(many(40, 1.0, "big"), Machine(5, memory=16 * GB), {"big": Needs(memory=4 * GB)})
