@@ -24,7 +24,7 @@ IDLE = ("memory", "gpus", "cpus", "overhead", "prerequisites", "input", "tail", 
 
 class Piece(NamedTuple):
     """A step as it ran: `begin` and `end` in seconds; `worker` numbers the workers, -1 is the coordinator itself;
-    `cpu`: CPU seconds, where they are known."""
+    `cpu`: CPU seconds, `peak`: bytes of memory, where they are known."""
 
     step: int
     func: str
@@ -33,6 +33,7 @@ class Piece(NamedTuple):
     end: float
     attempt: int = 1
     cpu: Optional[float] = None
+    peak: Optional[int] = None
 
 
 class Needs(NamedTuple):

@@ -82,7 +82,7 @@ def _verdict(run: Run, account: Account, path: Tuple[int, ...], length: float) -
         bound = length >= BOUND * run.wall * (1 - shares["start"])
         first = [_chain(run, length / run.wall, shares, path, length) if bound else workers]
         rest = [limit for limit in rest if limit.kind != first[0].kind]
-    return (*first, *(limit for limit in rest if limit not in first))
+    return (*first, *(limit for limit in rest if limit not in first), *_undeclared(run))
 
 
 def _workers(run: Run, shares: Dict[str, float], length: float) -> Limit:
@@ -94,8 +94,8 @@ def _workers(run: Run, shares: Dict[str, float], length: float) -> Limit:
     if run.cpu_use is not None and run.cpu_use < MOSTLY_WAITING:
         sentence += f" But the steps computed only {_percent(run.cpu_use)} of that time."
         advice = (
-            "The steps mostly waited: for files, for other programs, or for cores that somebody else used. In the first "
-            "two cases more workers than cores (--threads) or faster storage may help, in the last one neither does."
+            "The steps mostly waited: for files, for other programs, or for cores that somebody else used. In the "
+            "first two cases more workers than cores (--threads) or faster storage may help, in the last one neither."
         )
     elif cores and n >= cores:
         advice = f"All {_number(cores, 'core')} of this machine are used: only more cores, or faster steps, help."
@@ -135,6 +135,28 @@ def _scarce(run: Run, account: Account, kind: str) -> Limit:
 _SIZES: Dict[str, Callable[[Needs], int]] = {
     "memory": lambda n: n.memory, "gpus": lambda n: n.gpus, "cpus": lambda n: n.cpus - 1,
 }  # fmt: skip
+
+
+def _undeclared(run: Run) -> List[Limit]:
+    """Functions whose steps, one on each worker, need more memory than there is, and declare none."""
+    found: List[Limit] = []
+    peaks: Dict[str, List[int]] = {}
+    for p in run.pieces:
+        if p.peak and not run.needs.get(p.func, Needs()).memory:
+            peaks.setdefault(p.func, []).append(p.peak)
+    for func, known in peaks.items():
+        high = sorted(known)[min(len(known) - 1, int(0.95 * len(known)))]
+        at_once = min(run.machine.workers, sum(1 for p in run.pieces if p.func == func))
+        if run.machine.memory and high * at_once > run.machine.memory:
+            sentence = (
+                f"{func} had {format_bytes(high)} at its peak (95 % of its steps had less) and declares none: "
+                f"{at_once} at a time may need {format_bytes(high * at_once)} of the "
+                f"{format_bytes(run.machine.memory)}."
+            )
+            gigabytes = max(0.1, round(1.2 * high / 1e9, 1))
+            advice = f"Declare it, so that no more run at a time than fit: @step(memory='{gigabytes} GB')."
+            found.append(Limit("undeclared memory", 0.0, sentence, advice))
+    return found
 
 
 def _overhead(run: Run, shares: Dict[str, float]) -> Limit:

@@ -56,7 +56,9 @@ def analyse_last_that_ran(history: RunHistory, line: Timeline) -> Tuple[int, Ana
     rows = {row for row, name in enumerate(session.workers) if name.startswith("coordinator")}
     inline = session.info.get("engine") == "inline"
     pieces = [
-        Piece(s.step, s.func, -1 if s.worker in rows and not inline else s.worker, s.begin, s.end, s.attempt, s.cpu)
+        Piece(s.step, s.func, -1 if s.worker in rows and not inline else s.worker, s.begin, s.end, s.attempt, s.cpu,
+            s.peak_kib * 1024 if s.peak_kib else None,
+        )
         for s in line.of_session(number)
     ]  # fmt: skip
     machine, needs = resources(session.info, {p.func for p in pieces})

@@ -166,6 +166,19 @@ def test_the_longest_chain_goes_before_busy_workers():
     assert [limit.kind for limit in analysis.limits].count("critical path") == 1
 
 
+def test_memory_that_is_needed_and_not_declared_is_told_with_what_to_declare():
+    """Four steps of 3 GB at a time on a machine with 8 GB: nothing was lost yet, but it may be."""
+    made = Made(many(20, 1.0), Machine(4, memory=8 * GB))
+    made.pieces = [p._replace(peak=3 * GB) for p in made.pieces]
+    *_, limit = made.analyse().limits
+    assert limit.kind == "undeclared memory"
+    assert "4 at a time may need 12.0 GB of the 8.0 GB" in limit.sentence
+    assert "@step(memory='3.6 GB')" in limit.advice
+    assert made.analyse().limits[0].kind == "workers"
+    made.needs = {"f": Needs(memory=3 * GB)}
+    assert "undeclared memory" not in [x.kind for x in made.analyse().limits]
+
+
 def test_a_scarce_resource_goes_before_busy_workers():
     """Half of the workers' time is idle for want of memory: more workers would not help."""
     made = Made(many(40, 1.0, "big"), Machine(5, memory=16 * GB), {"big": Needs(memory=4 * GB)})

@@ -68,7 +68,7 @@ function limits() {
   const L = D.limits, main = L.limits[0];
   const names = { workers: "The number of workers", "critical path": "The longest chain of steps", "slow step": "One slow step",
     imbalance: "Imbalance at the end", memory: "Memory", gpus: "Graphics cards", cpus: "Worker slots", overhead: "Overhead",
-    start: "Start and end", input: "Slow input", nothing: "Nothing" };
+    start: "Start and end", "undeclared memory": "Memory that is not declared", input: "Slow input", nothing: "Nothing" };
   const say = (where, limit, strong) => {
     where.append(el("b", `${names[limit.kind] || limit.kind}. `), limit.sentence + " ");
     if (limit.kind === "slow step" && placeOf(limit.steps[0]) >= 0) where.append(stepLink(placeOf(limit.steps[0]), "Show it."));
