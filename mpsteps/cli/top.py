@@ -54,7 +54,7 @@ def _watch(view: _View) -> int:
         try:
             while True:
                 view.refresh()
-                columns, rows = shutil.get_terminal_size()
+                columns, rows = (given or usual for given, usual in zip(shutil.get_terminal_size(), (80, 24)))
                 lines = [line[: columns - 1] for line in view.lines(columns - 1, rows - 1)][: rows - 1]
                 sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
                 sys.stdout.flush()
@@ -161,7 +161,8 @@ class _View:
     def _machine(self) -> str:
         """CPU and memory of the workers and of the programs they run."""
         run = self.run
-        workers = f"{run.info.get('threads', '?')} workers"
+        count = run.info.get("threads", "?")
+        workers = "1 worker" if count == 1 else f"{count} workers"
         if run.info.get("host") != socket.gethostname():
             return f"{workers} on {run.info.get('host')}"
         cpu = memory = 0.0
