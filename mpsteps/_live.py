@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from mpsteps._forecast import Tally, longest_chain, means_of_what_is_left, seconds_left
 from mpsteps._records import Record
 
-_ENDED = ("finished", "failed", "skipped")
-UNKNOWN = 0.05  # such a part of the steps may be of functions of which none has finished yet
 RECENT = 20.0  # seconds over which the rate is measured
 
 
@@ -22,27 +21,6 @@ class Running(NamedTuple):
     func: str
     worker: int
     since: float
-
-
-class Tally:
-    """How many steps of a function there are, and in which state; `seconds`: what the finished ones took together."""
-
-    __slots__ = ("failed", "finished", "kept", "seconds", "skipped", "total")
-
-    def __init__(self) -> None:
-        self.total = self.finished = self.kept = self.failed = self.skipped = 0
-        self.seconds = 0.0
-
-    @property
-    def left(self) -> int:
-        """Those that have not ended."""
-        return self.total - self.finished - self.failed - self.skipped
-
-    @property
-    def mean(self) -> Optional[float]:
-        """Seconds a step takes; None if none has finished in this session."""
-        ran = self.finished - self.kept
-        return self.seconds / ran if ran > 0 else None
 
 
 class LiveRun:
@@ -121,7 +99,9 @@ class LiveRun:
         for step, wall in steps:
             self._leave(pid, step, time)
             self._end(step, "finished")
-            self.functions[self._func[step]].seconds += wall
+            tally = self.functions[self._func[step]]
+            tally.seconds += wall
+            tally.timed += 1
         self._ends.append((time, len(steps)))
 
     def _on_failed(self, step: int, pid: int, attempt: int, time: float, error: Dict[str, Any]) -> None:
@@ -190,25 +170,13 @@ class LiveRun:
         return sum(n for _, n in self._ends) / max(0.001, min(RECENT, now - began))
 
     def seconds_left(self, now: float) -> Optional[float]:
-        """How long it may still take: the work that is left shared out to the workers, but no less than the longest
-        chain of steps that is left; both by the mean time of each function. None if too little is known: a few steps
-        (createOutputStep, say) may be of functions of which none has finished, and count as nothing."""
-        means = {func: t.mean for func, t in self.functions.items() if t.left}
-        known = {func: mean for func, mean in means.items() if mean is not None}
-        left = sum(self.functions[func].left for func in means)
-        unknown = left - sum(self.functions[func].left for func in known)
-        if not known or unknown > max(1.0, UNKNOWN * left):
+        """How long it may still take, see `_forecast`; None if too little is known."""
+        means = means_of_what_is_left(self.functions)
+        if means is None:
             return None
         age = {r.step: now - r.since for r in self.running()}
-        work = sum(self.functions[func].left * mean for func, mean in known.items())
-        work -= sum(min(seconds, known.get(self._func[step], 0.0)) for step, seconds in age.items())
-        workers = max(1, int(self.info.get("threads") or 1))
-        return max(work / workers, self._longest_chain(known, age))
-
-    def _longest_chain(self, means: Dict[str, float], age: Dict[int, float]) -> float:
-        left = [step for step in sorted(self._func) if step not in self._state]
-        length: Dict[int, float] = {}
-        for step in left:  # ids grow along almost all prerequisites: one pass; what it misses makes it shorter
-            own = max(0.0, means.get(self._func[step], 0.0) - age.get(step, 0.0))
-            length[step] = own + max((length.get(p, 0.0) for p in self._needs.get(step, ())), default=0.0)
-        return max(length.values(), default=0.0)
+        open_ = ((s, self._func[s], self._needs.get(s, ())) for s in sorted(self._func) if s not in self._state)
+        running = [(self._func[step], seconds) for step, seconds in age.items()]
+        return seconds_left(
+            self.functions, int(self.info.get("threads") or 1), running, longest_chain(open_, means, age)
+        )

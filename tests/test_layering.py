@@ -31,7 +31,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
         "_workplace", "_begun", "_leftovers", "_timeline", "_results_file", "_trace",
         "_account", "_limits", "_report_data", "_report_page", "_explain",
-        "_rerun", "_live", "_journal_follow",
+        "_rerun", "_live", "_journal_follow", "_forecast",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
@@ -44,7 +44,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_step_keys",
     ),
     8: ("run", "pool"),  # the composition roots
-    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "demo", "scipion",
+    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "_run_figures", "demo", "scipion",
         "__main__"),  # what people and other programs hold
 }  # fmt: skip
 

@@ -13,8 +13,9 @@ from typing import Any, Dict, Iterator, List
 
 import psutil
 
+from mpsteps._forecast import Tally
 from mpsteps._journal_follow import Follower
-from mpsteps._live import LiveRun, Tally
+from mpsteps._live import LiveRun
 from mpsteps._rundir import RunDirectory
 from mpsteps.cli import output
 from mpsteps.cli.history import coordinator_lives, look_for_run
