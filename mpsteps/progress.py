@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Type
 
 from mpsteps._run_figures import RunFigures
+from mpsteps._safe_stream import SafeStream
 from mpsteps._signals import hidden_cursors
 from mpsteps.listeners import Listener
 from mpsteps.report import RunReport, format_seconds, shorten
@@ -68,52 +69,6 @@ def make_progress(stream: Optional[TextIO], quiet: bool = False, clock: Clock = 
         return LiveProgress(safe, clock)
     except ImportError:
         return LineProgress(safe, clock)
-
-
-class SafeStream:
-    """A text stream to which writing never raises. `gone`: it failed, and nothing is written to it any more."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.gone = False
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        """Write, unless the stream is gone; returns the length of `text`."""
-        if not self.gone:
-            try:
-                self._write(text)
-            except (OSError, ValueError):
-                self.gone = True
-        return len(text)
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            self._stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
-
-    def flush(self) -> None:
-        """Write out what is kept back, unless the stream is gone."""
-        if not self.gone:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self.gone = True
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        try:
-            return self._stream.isatty()
-        except (OSError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        """The descriptor; OSError or ValueError if there is none."""
-        return self._stream.fileno()
 
 
 class _Telling(Progress):

@@ -20,6 +20,7 @@ a first session:
   mpsteps run ctf.py --set boxSize=64 --threads 8
   mpsteps steps Runs/000001_ProtCtf --failed  what went wrong
   mpsteps resume Runs/000001_ProtCtf          run what is missing
+  mpsteps report Runs/000001_ProtCtf          one HTML file: what limited it, what it cost
 
 exit codes: 0 finished, 1 a step or the protocol failed, 2 usage or validation, 130 Ctrl-C, 143 SIGTERM
 environment: MPSTEPS_THREADS and MPSTEPS_ENGINE are defaults for --threads and --engine of run and demo
