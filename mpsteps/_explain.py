@@ -190,8 +190,8 @@ class Explainer:
         if need.memory and memory + min(need.memory, m.memory) > m.memory:
             holders = _ids([s.step for s, n in held if n.memory])
             yield (
-                f"It waits for memory: it declares {format_bytes(need.memory)}, and of {format_bytes(m.memory)} the "
-                f"running steps ({holders}) hold {format_bytes(memory)}."
+                f"It waits for memory: it needs {format_bytes(need.memory)} (declared, or measured earlier), and of "
+                f"{format_bytes(m.memory)} the running steps ({holders}) hold {format_bytes(memory)}."
             )
             return
         if need.gpus and sum(n.gpus for _, n in held) + min(need.gpus, m.gpus) > m.gpus:

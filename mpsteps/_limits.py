@@ -114,7 +114,8 @@ def _scarce(run: Run, account: Account, kind: str) -> Limit:
     need, m = run.need(func), run.machine
     at_once = account.most_at_once.get(func, 0)
     told = {
-        "memory": f"{func} declares {format_bytes(need.memory)} of memory and there are {format_bytes(m.memory)}",
+        "memory": f"{func} declares (or was measured to need) {format_bytes(need.memory)} and there are "
+        f"{format_bytes(m.memory)}",
         "gpus": f"{func} needs {_number(need.gpus, 'graphics card')} and there are {m.gpus}",
         "cpus": f"{func} declares cpus={need.cpus} and there are {_number(m.workers, 'worker')}",
     }[kind]

@@ -61,6 +61,7 @@ class ProtocolRun:
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
         gpu_groups: List[Tuple[int, ...]], logs: Optional[str], sync: bool = False,
+        learned: Optional[Dict[str, int]] = None,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.steps: List[Step] = list(protocol._steps)
@@ -79,7 +80,7 @@ class ProtocolRun:
         self._gpu_groups = gpu_groups
         self._logs = logs
         self._sync = sync  # what is recorded is to survive a power failure
-        self._demands = Demands(protocol, by_value, len(gpu_groups))
+        self._demands = Demands(protocol, by_value, len(gpu_groups), learned)
         self._announcer = Announcer(self._demands)
         self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
         self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
@@ -100,10 +101,11 @@ class ProtocolRun:
 
     def resources(self) -> Dict[str, Any]:
         """What there is for the steps and what they declare, for who looks at the run later: cores, bytes of memory,
-        groups of cards; needs: method -> [cpus, bytes, cards], where that is not [1, 0, 0]."""
+        groups of cards; needs: method -> [cpus, bytes, cards], where that is not [1, 0, 0]; learned: method -> bytes
+        that are counted though they are not declared."""
         return {
             "cores": usable_cores(), "memory": usable_memory(), "gpus": len(self._gpu_groups),
-            "needs": self._demands.declared(),
+            "needs": self._demands.declared(), "learned": self._demands.learned(),
         }  # fmt: skip
 
     # --------------------------------------------------------------- before the loop

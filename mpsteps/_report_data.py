@@ -72,11 +72,13 @@ def resources(info: Dict[str, Any], funcs: Iterable[str]) -> Tuple[Machine, Dict
         _whole(info.get("gpus")),
     )  # fmt: skip
     declared = info.get("needs") if isinstance(info.get("needs"), dict) else {}
+    learned = info.get("learned")
     needs = {}
     for func in funcs:
         told = (declared or {}).get(func)
+        known = learned.get(func) if isinstance(learned, dict) else 0
         cpus, memory, gpus = [_whole(n) for n in told[:3]] if isinstance(told, list) and len(told) == 3 else (1, 0, 0)
-        needs[func] = Needs(max(1, cpus), memory, max(gpus, 1) if machine.gpus else 0)
+        needs[func] = Needs(max(1, cpus), memory or _whole(known), max(gpus, 1) if machine.gpus else 0)
     return machine, needs
 
 

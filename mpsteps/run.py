@@ -23,6 +23,7 @@ from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
+from mpsteps._learned_memory import learned_memory
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
 from mpsteps._output import step_log
@@ -180,7 +181,7 @@ class _Session:
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
-            self.durability == "power",
+            self.durability == "power", self._learned() if by_value else None,
         )  # fmt: skip
         slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         seconds = mean_seconds(self.place.history)
@@ -188,6 +189,12 @@ class _Session:
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
+
+    def _learned(self) -> Dict[str, int]:
+        """Bytes for each step of a function, where as many of them as there are workers would not fit in memory."""
+        room = usable_memory()
+        learned = learned_memory(self.place.history)
+        return {func: need for func, need in learned.items() if need * self.workers > room}
 
     @contextlib.contextmanager
     def _made_engine(self) -> Iterator[Engine]:

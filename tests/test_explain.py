@@ -73,7 +73,8 @@ def test_what_could_start_says_which_slot_is_missing():
     assert "All its prerequisites have finished." in text
     assert "all 2 worker slots are taken, by steps 1, 2; 1 step more could start, too." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4, memory=10 * 10**9), {"big": Needs(memory=4 * 10**9)})
-    assert "It waits for memory: it declares 4.0 GB, and of 10.0 GB the running steps (1, 2) hold 8.0 GB." in text
+    assert "It waits for memory: it needs 4.0 GB (declared, or measured earlier), and of 10.0 GB" in text
+    assert "the running steps (1, 2) hold 8.0 GB." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4, gpus=2), {"big": Needs(gpus=1)})
     assert "It waits for a graphics card: all 2 are in use by steps 1, 2." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4))

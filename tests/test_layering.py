@@ -31,7 +31,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
         "_workplace", "_begun", "_leftovers", "_timeline", "_results_file", "_trace",
         "_account", "_limits", "_report_data", "_report_page", "_explain",
-        "_rerun", "_live", "_journal_follow", "_forecast",
+        "_rerun", "_live", "_journal_follow", "_forecast", "_learned_memory",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
