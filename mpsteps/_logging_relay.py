@@ -2,7 +2,7 @@
 
 Only where there are handlers: a worker is told which levels this process's loggers have, and hands on what they would
 take. (The log of a step has it in any case.) Records travel as texts, with the exception's traceback among them, since
-arguments and exceptions of a record may be anything. `mpsteps.protocol` is left out: its lines are for the step's log.
+arguments and exceptions of a record may be anything. Our own loggers are left out: their lines are for the step's log.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record. Forks that a step has made hand on nothing."""
-        if record.name == "mpsteps.protocol" or os.getpid() != self._pid:
+        if record.name.partition(".")[0] == _OURS or os.getpid() != self._pid:
+            self._as_without(record)
             return
         try:
             message, trace = record.getMessage(), None
@@ -90,6 +91,13 @@ class Relay(logging.Handler):
         self._waiting.append((self._step(), self._pid, fields, *told))
         if threading.current_thread() is threading.main_thread():
             self.flush_waiting()
+
+    @staticmethod
+    def _as_without(record: logging.LogRecord) -> None:
+        """Where this is the only handler, there would be none: then Python itself writes warnings to stderr."""
+        last = logging.lastResort
+        if last is not None and len(logging.root.handlers) == 1 and record.levelno >= last.level:
+            last.handle(record)
 
     def flush_waiting(self) -> None:
         """Send what there is, unless that is just being done (a signal handler may log, too)."""
