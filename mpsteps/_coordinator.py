@@ -42,6 +42,7 @@ from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
+from mpsteps._logging_relay import hand_on
 from mpsteps._memory_watch import MemoryWatch
 from mpsteps._rests import Rests
 from mpsteps._work import Work
@@ -368,6 +369,9 @@ class Coordinator:
             self.engine.send(worker, [(-wire.ANSWER, answer)])
         elif what in (wire.CHANGED, wire.LOCK, wire.UNLOCK):
             self.work.told(worker, message)
+        elif what == wire.LOGGED:
+            for record in message[1]:
+                hand_on(record)
         else:
             raise InternalError(f"worker {worker} said {message!r}")
 

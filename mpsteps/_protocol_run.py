@@ -23,6 +23,7 @@ from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._local import Here, run_here
 from mpsteps._lock_queue import Claim
+from mpsteps._machine import usable_cores, usable_memory
 from mpsteps._outgoing import Outgoing
 from mpsteps._output import step_log
 from mpsteps._ownchanges import OwnChanges
@@ -31,6 +32,7 @@ from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import CHECK, StateLog
+from mpsteps._step_keys import StepKeys
 from mpsteps._step_values import StepValues
 from mpsteps._writes import WritesOf
 from mpsteps.constants import (
@@ -61,6 +63,7 @@ class ProtocolRun:
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
         gpu_groups: List[Tuple[int, ...]], logs: Optional[str], sync: bool = False,
+        learned: Optional[Dict[str, int]] = None,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.steps: List[Step] = list(protocol._steps)
@@ -79,10 +82,11 @@ class ProtocolRun:
         self._gpu_groups = gpu_groups
         self._logs = logs
         self._sync = sync  # what is recorded is to survive a power failure
-        self._demands = Demands(protocol, by_value, len(gpu_groups))
+        self._demands = Demands(protocol, by_value, len(gpu_groups), learned)
         self._announcer = Announcer(self._demands)
         self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
         self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
+        self._keys = StepKeys(self.steps, recorder.digest)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
@@ -102,6 +106,15 @@ class ProtocolRun:
     def total(self) -> int:
         """How many steps there are."""
         return len(self.steps)
+
+    def resources(self) -> Dict[str, Any]:
+        """What there is for the steps and what they declare, for who looks at the run later: cores, bytes of memory,
+        groups of cards; needs: method -> [cpus, bytes, cards], where that is not [1, 0, 0]; learned: method -> bytes
+        that are counted though they are not declared."""
+        return {
+            "cores": usable_cores(), "memory": usable_memory(), "gpus": len(self._gpu_groups),
+            "needs": self._demands.declared(), "learned": self._demands.learned(),
+        }  # fmt: skip
 
     # --------------------------------------------------------------- before the loop
 
@@ -303,7 +316,7 @@ class ProtocolRun:
         s._ended = now
         s._started = now - seconds
         self.cpu_seconds += cpu
-        self._recorder.finished(pid, step, seconds, cpu)
+        self._recorder.finished(pid, step, seconds, cpu, (extras or {}).get("peak"))
         self._end_lock(step)
         return None
 
@@ -513,6 +526,10 @@ class ProtocolRun:
             "must release them with setStatus(STATUS_NEW), in _stepsCheck or in another step"
         )
         return True
+
+    def key(self, step: int) -> str:
+        """The name of a step that is the same in every run of this protocol."""
+        return self._keys.of(step)
 
     def keep_digest(self, step: int) -> None:
         """A step is to wait for more than it was inserted with; by that it is recognised."""

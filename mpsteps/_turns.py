@@ -53,6 +53,14 @@ class Turns:
     def __exit__(self, *_error: object) -> None:
         self._mutex.release()
 
+    def enter_if_free(self) -> bool:
+        """The same where nothing is worth waiting for; to be followed by `leave` if it is true."""
+        return self.is_open and self._mutex.acquire(blocking=False)
+
+    def leave(self) -> None:
+        """After `enter_if_free`."""
+        self._mutex.release()
+
     def ask(self) -> int:
         """The number of a question that is about to be asked. They are answered in their order."""
         self._asked += 1

@@ -17,12 +17,13 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
-from mpsteps import _context
+from mpsteps import _context, _peaks
 from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._ipc.shm import ORDERED
+from mpsteps._logging_relay import Relay
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
@@ -83,6 +84,7 @@ class Worker:
         self._owes = False  # a step was given back, and that is not told yet
         self._unseen = 0  # how many frames were put into the ring without waking the coordinator
         self._flushed = 0.0
+        self._flushing = False
         self._spin = self._longest_spin = SPIN
         self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
@@ -99,6 +101,8 @@ class Worker:
         self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
+        self._relay: Optional[Relay] = None
+        self._peaks: Optional[_peaks.Peaks] = None  # set for the steps of a protocol
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
@@ -176,11 +180,32 @@ class Worker:
             self._finished = None
             self._owes = False
             self._unseen += 1
-            self._end.put(wire.encode(replies))
+            self._flushing = True
+            try:
+                self._end.put(wire.encode(replies))
+            finally:
+                self._flushing = False
 
     def _reply(self, message: Tuple[Any, ...]) -> None:
         self._replies.append(message)
         self._finished = None  # a plain reply after this one begins a new list, so that all are told in their order
+
+    def _send_records(self, records: List[Tuple[Any, ...]]) -> bool:
+        """Log records, for the handlers of the coordinator's process; at once: the step may run for long. False: not
+        now, as another thread speaks, or this one does and its handler of a signal logs."""
+        if self.turns.forked:
+            return True
+        in_step = self.turns.is_open
+        if in_step and not self.turns.enter_if_free():
+            return False
+        try:
+            self._reply((-wire.LOGGED, records))
+            if not self._flushing:  # else a signal handler of the step's logs, in the middle of another message
+                self._flush()
+        finally:
+            if in_step:
+                self.turns.leave()
+        return True
 
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
@@ -259,6 +284,8 @@ class Worker:
             self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):
                 self._output = Output(setup["log"], setup["log_folder"])
+            if setup.get("logging") is not None:
+                self._relay = Relay(setup["logging"], lambda: self.running, self._send_records)
             if setup.get("image"):
                 self._protocol = load_image(setup["image"], self._blocks.open_shared)
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
@@ -268,6 +295,7 @@ class Worker:
                 self._protocol._lock = self._lock = WorkerLock(self)
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
+                self._peaks = _peaks.Peaks()
             self._surroundings.take()
             self._memory_at_start = own_memory(os.getpid())
             self._reply((-wire.READY, os.getpid()))
@@ -294,14 +322,15 @@ class Worker:
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
         seconds = ended - started
+        if self._relay is not None:
+            self._relay.flush_waiting()
         used = self._cpu_used(seconds)
         if failure is not None:
             failure = failure._replace(peak_kib=_peak_kib())
         leaving = False
         if ended >= self._look_at or message[2] not in self._trusted or failure is not None:
             leaving = self._look_around(message[2], failure)
-        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
-            extras = {**(extras or {}), "log": True}
+        extras = self._with_traces(step, seconds, extras, failure is not None)
         if failure is not None:
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras, tuple(failure)))
@@ -329,6 +358,18 @@ class Worker:
                 self._flush()
             if leaving:
                 self._after_failure()
+
+    def _with_traces(
+        self, step: int, seconds: float, extras: Optional[Dict[str, Any]], failed: bool
+    ) -> Optional[Dict[str, Any]]:
+        """`extras` of a step, with what it left outside of Python: output, and a peak of memory."""
+        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
+            extras = {**(extras or {}), "log": True}
+        if self._peaks is not None and (seconds > _peaks.LOOK_SECONDS or failed):
+            peak = self._peaks.of_last_step()
+            if peak is not None and not failed:
+                extras = {**(extras or {}), "peak": peak}
+        return extras
 
     def _is_due(self, now: float) -> bool:
         """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""

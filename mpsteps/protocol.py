@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import operator
 import os
 import threading
 import typing
@@ -340,6 +341,26 @@ class Protocol(ProtocolInputs, ProtocolPaths):
 
     def _store(self, *objs: Any) -> None:
         """In Scipion: write to the project's database. Here the journal has it all; kept for its callers."""
+
+    # ------------------------------------------------------------------------- chance
+
+    def stepSeed(self, salt: int = 0, bits: int = 63) -> int:
+        """For a step: a number from 0 to 2**bits - 1 to seed its random generator with.
+
+        Every step has its own, and the same one in every run and attempt, whatever worker it lands on: it follows from
+        the step's function, arguments and prerequisites (and, of steps that are alike in those, from which one it is).
+        `salt`: another one gives another number: a param for users who want other random numbers, or 1, 2, ... for
+        several generators in one step. `bits`: 1 to 64; numpy.random.seed takes 32.
+        """
+        sink, context = self._sink, current()
+        if sink is None or context is None:
+            raise UsageError("stepSeed() belongs to a running step: call it in the step's method")
+        if not 1 <= bits <= 64:
+            raise UsageError(f"bits must be from 1 to 64, not {bits!r}")
+        import hashlib  # not with the module: workers load that when they start
+
+        text = f"{sink.key(context.step)}/{operator.index(salt)}"
+        return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big") >> (64 - bits)
 
     # -------------------------------------------------------------------------- logs
 

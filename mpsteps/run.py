@@ -24,6 +24,7 @@ from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
+from mpsteps._learned_memory import learned_memory
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
 from mpsteps._output import step_log
@@ -36,7 +37,7 @@ from mpsteps.engines.base import Engine
 from mpsteps.engines.choice import Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
-from mpsteps.listeners import Listener
+from mpsteps.listeners import Listener, guarded
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
 
@@ -54,7 +55,8 @@ def run(
     `engine`: 'inline' or 'processes'; 'dask', 'slurm', the address of a Dask scheduler, the path of its scheduler file,
     or a `Cluster`, for workers beyond this machine; None: by the protocol's stepsExecutionMode. `keep_going` overrides
     the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (power cuts, too).
-    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
+    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle. `listeners` are told
+    what happens, see `mpsteps.Listener`.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
     had, JournalError when the disk is full; the protocol is failed then. KeyboardInterrupt after Ctrl-C.
@@ -72,7 +74,7 @@ def run(
     except MpstepsError as error:
         protocol.setFailed(str(error))
         raise
-    session = _Session(protocol, place, engine, tuple(listeners), durability, in_doubt)
+    session = _Session(protocol, place, engine, guarded(listeners, protocol.warning), durability, in_doubt)
     try:
         return session.run()
     except KeyboardInterrupt:
@@ -190,7 +192,7 @@ class _Session:
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
-            self.durability == "power",
+            self.durability == "power", self._learned() if by_value else None,
         )  # fmt: skip
         if self.cluster is None:
             slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
@@ -201,6 +203,12 @@ class _Session:
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
+
+    def _learned(self) -> Dict[str, int]:
+        """Bytes for each step of a function, where as many of them as there are workers would not fit in memory."""
+        room = usable_memory()
+        learned = learned_memory(self.place.history)
+        return {func: need for func, need in learned.items() if need * self.workers > room}
 
     @contextlib.contextmanager
     def _made_engine(self) -> Iterator[Engine]:
@@ -316,6 +324,9 @@ class _Session:
             "cwd": os.getcwd(),
             "workingDir": protocol.getWorkingDir(),
             "started": self.started,
+            "mpsteps": sys.modules["mpsteps"].__version__,  # which stands above this module, and is always loaded
+            "platform": " ".join(platform.uname()[i] for i in (0, 2, 4)),
+            **self._work.resources(),
         }
 
     # ---------------------------------------------------------------------- the loop

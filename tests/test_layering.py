@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "mpsteps"
 LEVELS: Dict[int, Tuple[str, ...]] = {
     0: (  # words that all use
         "errors", "constants", "_texts", "report", "listeners", "_context", "_machine", "_signals", "_proctree",
-        "_memory",
+        "_memory", "_peaks", "_event_lines", "_logging_relay", "_safe_stream",
     ),
     1: (  # what a user declares: knows nothing of how it is run
         "validators", "scalars", "_elements", "params", "form", "steps", "stepsgraph", "_outcome", "_paths", "_inputs",
@@ -29,7 +29,9 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     3: ("_ipc",),  # what crosses the process boundary
     4: (  # what lasts
         "_private_files", "_rundir", "_records", "_digest", "_history", "_journal_format", "_journal", "_export",
-        "_workplace", "_begun", "_leftovers",
+        "_workplace", "_begun", "_leftovers", "_timeline", "_results_file", "_trace",
+        "_account", "_limits", "_report_data", "_report_page", "_explain",
+        "_rerun", "_live", "_journal_follow", "_forecast", "_learned_memory",
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
@@ -40,10 +42,11 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
         "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
-        "_pool_work",
+        "_pool_work", "_step_keys",
     ),
     8: ("run", "pool"),  # the composition roots
-    9: ("", "cli", "progress", "_targets", "demo", "scipion", "__main__"),  # what people and other programs hold
+    9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "_run_figures", "demo", "scipion",
+        "__main__"),  # what people and other programs hold
 }  # fmt: skip
 
 # Imports inside functions may point anywhere, and each is here with its reason.

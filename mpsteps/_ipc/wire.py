@@ -33,7 +33,7 @@ Messages from a worker:
                                                              file in which the value is, too; keeps: the
                                                              keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
-    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
+    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)  (-LOGGED, records)
     (-CHANGED, id, parcel, late)                             what a step that runs has changed of self so far; `late`:
                                                              before it heard what came with the last GRANT
     (-LOCK, id, ticket, wait)                                it asks for `self._lock`; without `wait`, it is to have it
@@ -55,7 +55,7 @@ import cloudpickle
 from mpsteps.errors import SerializationError
 
 STOP, SETUP, FUNCTION, ANSWER, FREE, GRANT = 1, 2, 3, 4, 5, 6
-RETURNED, READY, UNFIT, REQUEST, FINISHED, CHANGED, LOCK, UNLOCK = 11, 12, 13, 14, 15, 16, 17, 18
+RETURNED, READY, UNFIT, REQUEST, FINISHED, CHANGED, LOCK, UNLOCK, LOGGED = 11, 12, 13, 14, 15, 16, 17, 18, 19
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
 from typing import Any, Dict, List, Optional
 
+from mpsteps._event_lines import JsonLines
+from mpsteps._live_logs import LiveLogs
 from mpsteps._machine import usable_cores
 from mpsteps._targets import comes_from_user, load_target, user_traceback
 from mpsteps.cli import output
@@ -55,6 +58,8 @@ def resume_command(args: Any) -> int:
     directory, history = open_run(args.run)
     session = last_session(directory, history)
     here = os.getcwd()
+    if args.events is not None:
+        args.events = os.path.abspath(args.events)  # it is meant from here
     _go_back_to(str(session.get("cwd") or here), args.run)
     with output.users_output_aside():
         cls = load_target(str(session.get("target")))
@@ -120,6 +125,7 @@ def _result_files(protocol: Protocol) -> List[str]:
 class _Watcher(Listener):
     """Tells the protocol's warnings, and keeps the report, which `run` does not return when it raises."""
 
+    trusted = True
     report: Optional[RunReport] = None
 
     def run_started(self, run: Any, kept: int) -> None:
@@ -164,10 +170,19 @@ class _Run:
         return code
 
     def _run(self, watcher: _Watcher, in_doubt: str) -> int:
-        with output.users_output_aside(), make_progress(sys.stderr, self.args.quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            listeners: List[Listener] = [watcher]
+            if self.args.events is not None:
+                listeners.append(stack.enter_context(contextlib.closing(JsonLines(self.args.events))))
+            stack.enter_context(output.users_output_aside())
+            progress = stack.enter_context(make_progress(sys.stderr, self.args.quiet))
+            if self.args.logs:  # before the display, so that the last lines come before its last figures
+                tell = _say_plainly if self.args.quiet else progress.say
+                listeners.append(stack.enter_context(contextlib.closing(LiveLogs(tell))))
+            listeners.append(progress)
             try:
                 report = run(
-                    self.protocol, self.engine, (watcher, progress), True if self.args.keep_going else None,
+                    self.protocol, self.engine, listeners, True if self.args.keep_going else None,
                     self.args.durability, in_doubt,
                 )  # fmt: skip
                 return 0 if report.status in ("finished", "interactive") else 1
@@ -185,6 +200,10 @@ class _Run:
                     raise InternalError(f"{type(error).__name__}: {error}") from error
                 self._error = f"{type(self.protocol).__name__} failed outside of its steps:\n{user_traceback(error)}"
         return 1
+
+
+def _say_plainly(text: str) -> None:
+    output.note("\n".join(map(output.printable, text.split("\n"))))
 
 
 def _validation_text(protocol: Protocol, error: ValidationError) -> str:

@@ -217,7 +217,7 @@ class WorkerHandle:
         elif what == wire.UNFIT:
             self.unfit = True
             found.append(EngineFailed(_unfit(wire.Failure(*message[1]))))
-        elif what in (wire.RETURNED, wire.REQUEST, wire.CHANGED, wire.LOCK, wire.UNLOCK):
+        elif what in (wire.RETURNED, wire.REQUEST, wire.CHANGED, wire.LOCK, wire.UNLOCK, wire.LOGGED):
             if what == wire.RETURNED:
                 if self._told.get(message[1]) is False:
                     del self._told[message[1]]

@@ -34,6 +34,7 @@ from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
 from mpsteps._ipc.shm import ORDERED
 from mpsteps._ipc.standing import ENDED
+from mpsteps._logging_relay import wanted
 from mpsteps._spawn import Spawner, describe_exit, start_zygote
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.handle import WorkerHandle, last_log
@@ -166,7 +167,8 @@ class ProcessEngine:
     def _set_up(self, w: WorkerHandle) -> None:
         """What a worker waits for before anything else."""
         setup = {
-            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin, **self._setup(w.number)
+            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin,
+            "logging": wanted(), **self._setup(w.number),
         }  # fmt: skip
         w.send([(-wire.SETUP, setup)])
 
@@ -235,6 +237,11 @@ class ProcessEngine:
 
     def limit_memory(self, worker: int, step: int, limit: int) -> None:
         """The coordinator looks itself."""
+
+    def log(self, worker: int) -> Optional[str]:
+        """The file that a worker's output goes to while a step runs; None: nowhere special."""
+        w = self._workers.get(worker)
+        return w.log if w is not None else None
 
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
