@@ -215,12 +215,12 @@ def test_attempts_count_each_and_a_retried_step_is_not_ready_while_it_rests():
     assert analysis.shares["overhead"] == 0
 
 
-def test_a_hundred_thousand_steps_are_analysed_in_seconds():
+def test_many_steps_are_analysed_in_seconds():
     """Linear but for sorting; bounds far above what it takes, to see quadratic code only."""
     import time
 
-    pieces = [Piece(n, "f", n % 4, n // 4 * 1e-3, n // 4 * 1e-3 + 8e-4) for n in range(1, 100_001)]
+    pieces = [Piece(n, "f", n % 4, n // 4 * 1e-3, n // 4 * 1e-3 + 8e-4) for n in range(1, 30_001)]
     began = time.process_time()
-    analysis = analyse(pieces, {n: [n - 4] for n in range(5, 100_001)}, Machine(4), 0.0, 25.1)
-    assert time.process_time() - began < 20
+    analysis = analyse(pieces, {n: [n - 4] for n in range(5, 30_001)}, Machine(4), 0.0, 7.6)
+    assert time.process_time() - began < 10
     assert analysis.limits[0].kind == "workers"

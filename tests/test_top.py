@@ -86,10 +86,10 @@ def test_a_step_that_was_tried_again_counts_once():
 
 def test_a_large_run_is_followed_quickly():
     began = time.process_time()
-    run = fed(large(99_999))
+    run = fed(large(29_999))
     run.seconds_left(110.0)
-    assert time.process_time() - began < 15
-    assert run.done == 100_000
+    assert time.process_time() - began < 10
+    assert run.done == run.total == 29_998
 
 
 def test_a_run_that_has_ended_or_broke_off_is_told_once(cli):  # noqa: F811
