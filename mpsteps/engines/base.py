@@ -82,6 +82,9 @@ class Engine(typing.Protocol):
     def running(self, worker: int) -> Optional[int]:
         """The step that a worker has begun and not answered for; None: none, or it is not known."""
 
+    def log(self, worker: int) -> Optional[str]:
+        """The file that a worker's output goes to while a step runs; None: nowhere that can be read here."""
+
     def kill(self, worker: int, signal: int) -> None:
         """Send a signal to a worker and the programs it has started."""
 

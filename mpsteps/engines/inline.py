@@ -49,6 +49,10 @@ class InlineEngine:
         """None: while a step runs here, nobody can ask."""
         return None
 
+    def log(self, worker: int) -> Optional[str]:
+        """None: steps write where this process writes."""
+        return None
+
     def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
         """There is one lane."""
 

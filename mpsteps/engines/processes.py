@@ -239,7 +239,7 @@ class ProcessEngine:
         """The coordinator looks itself."""
 
     def log(self, worker: int) -> Optional[str]:
-        """The file that a worker's output goes to while a step runs; None: nowhere special."""
+        """The file that a worker's output goes to while a step runs; None: where this process writes."""
         w = self._workers.get(worker)
         return w.log if w is not None else None
 
