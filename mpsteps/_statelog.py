@@ -132,13 +132,16 @@ class StateLog:
         """These steps go to `worker` behind one that brings it all news."""
         self._base.update(dict.fromkeys(steps, (worker, self.version)))
 
-    def merge(self, worker: int, step: int, parcel: bytes) -> bytes:
-        """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled.
+    def merge(self, worker: int, step: int, parcel: bytes, goes_on: bool = False) -> bytes:
+        """Apply the changes that `step` made on `worker`; the parcel as it is to be journaled. `goes_on`: the step has
+        not ended and may come with more.
 
         Raises StateConflict, and what loading the parcel raises: nothing is applied then.
         """
         self._merged[worker] += 1  # also if it cannot be opened: the worker has counted it
-        heard = self._base.pop(step, (worker, self.version))[1]
+        heard = self._base.get(step, (worker, self.version))[1]
+        if not goes_on:
+            self.settle(step)
         unseen = self._entries[max(0, heard - self._offset) :]
         told = wire.unpack(parcel, self._target)
         edits = {change[1]: edit_of(change) for change in told}
