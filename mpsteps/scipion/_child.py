@@ -1,0 +1,223 @@
+"""The life of a fork: it takes steps from the main process, runs them, and tells what they changed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+from typing import Any, Dict, List, Optional
+
+import psutil
+from pyworkflow.object import Scalar
+
+from mpsteps._ipc import state, wire
+from mpsteps._surroundings import Surroundings
+from mpsteps.errors import MpstepsError, SerializationError
+from mpsteps.scipion import _guard
+from mpsteps.scipion._forks import Channel
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_OOM_SCORE = 500
+
+
+class Child:
+    """In a fork. `tracker` knows the protocol's attributes as they were when it was made."""
+
+    def __init__(self, run: Any, channel: Channel, parent: int) -> None:
+        self._protocol = run.protocol
+        self._steps: List[Any] = run.steps
+        self._executor = run.executor
+        self._tracker: state.Tracker = run.tracker
+        self._databases: List[Any] = list(run.databases)
+        self._channel = channel
+        self._parent = parent
+        self._id = 0
+        self._published: List[bytes] = []
+
+    def serve(self) -> None:
+        """Until there are no more steps."""
+        self._settle_in()
+        message = self._channel.receive()
+        while message is not None and message[0] == "run":
+            self._run(*message[1:])
+            message = self._channel.receive()
+
+    # ---------------------------------------------------------------------- beginning
+
+    def _settle_in(self) -> None:
+        gc.freeze()  # what was garbage in the main process is not to be collected here: it may close a database
+        _die_with(self._parent)
+        _raise_oom_score()
+        _replace_streams()
+        _guard.install(self._protocol, self._databases, self._carry, self._where)
+        sqlite3.connect(":memory:").close()  # if another thread was inside sqlite at the fork, it hangs here, unbegun
+        self._surroundings = Surroundings((self._channel.sock.fileno(),))
+
+    def _where(self) -> str:
+        step = self._steps[self._id - 1]
+        return f"{self._id} {step.funcName.get() if hasattr(step, 'funcName') else type(step).__name__}"
+
+    # -------------------------------------------------------------------------- a step
+
+    def _run(self, number: int, thread_id: int, gpus: Optional[List[int]], news: List[bytes]) -> None:
+        self._id = number
+        step = self._steps[number - 1]
+        self._take_in(news)
+        thread: Any = threading.current_thread()
+        thread.thId, thread.needsGPU = thread_id, step.needsGPU  # where pyworkflow looks for them
+        self._executor.gpuDict = {} if gpus is None else {thread_id: list(gpus)}
+        before = _scalars(step)
+        self._channel.send(("begun", number))
+        try:
+            step._run()
+            changed = {k: v for k, v in _scalars(step).items() if before.get(k) != v}
+            parcel = self._changes()
+        except BaseException as error:
+            self._fail(number, error)
+        else:
+            self._flush()
+            self._channel.send(("done", number, parcel, changed))
+        self._surroundings.put_back()
+
+    def _take_in(self, news: List[bytes]) -> None:
+        for parcel in news:
+            self._tracker.apply(wire.unpack(parcel, self._protocol))
+
+    def _changes(self) -> Optional[bytes]:
+        changes = self._tracker.changes()
+        return state.pack_changes(changes, self._protocol) if changes else None
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            text = f"it called sys.exit({'' if error.code is None else repr(error.code)}) in step {self._where()}"
+        elif isinstance(error, SerializationError):
+            text = (f"step {self._where()}: {error}, or name it in MPSTEPS_LOCAL (environment or scipion.conf), so "
+                    "that it runs in the main process")  # fmt: skip
+        else:
+            text = str(error) or type(error).__name__
+        logger.error("Step %s failed in process %d.", self._where(), os.getpid(), exc_info=error)
+        self._flush()
+        self._channel.send(("failed", number, text))
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if not stream.closed:
+                stream.flush()
+
+    # ------------------------------------------------------------- calls that go home
+
+    def _carry(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Have a method of the protocol called in the main process; its result."""
+        if name == "_store":
+            args = tuple(self._name_of(obj) for obj in args)
+        elif name == "_insertFunctionStep" and args and getattr(args[0], "__self__", None) is self._protocol:
+            args = (args[0].__name__, *args[1:])
+        changes = self._changes()
+        try:
+            parcel = wire.pack((args, kwargs), self._protocol)
+        except Exception as problem:
+            raise _guard.Refused(
+                f"{_guard.explain(f'self.{name}', self._where())} ({type(problem).__name__}: {problem})"
+            ) from problem
+        self._channel.send(("ask", self._id, name, parcel, changes))
+        answer = self._channel.receive()
+        if answer is None:
+            os._exit(1)  # the main process is gone
+        _, good, reply = answer
+        if not good:
+            raise MpstepsError(reply)
+        if name == "_defineOutputs":
+            vars(self._protocol).update(kwargs)
+            self._tracker.changes()  # known there already
+        return wire.unpack(reply, self._protocol)
+
+    def _name_of(self, obj: Any) -> str:
+        for name, value in vars(self._protocol).items():
+            if value is obj and not hasattr(value, "_mapper"):
+                return name
+        raise _guard.Refused(_guard.explain(f"self._store of a {type(obj).__name__}", self._where()))
+
+
+def _scalars(step: Any) -> Dict[str, Any]:
+    """What a step says of itself in plain values, its result files among them."""
+    return {
+        name: value.get() for name, value in vars(step).items()
+        if isinstance(value, Scalar) and wire.is_plain(value.get())
+    }  # fmt: skip
+
+
+def _die_with(parent: int) -> None:
+    """When the main process ends, however it does, so does this one, with all that it has started."""
+    me = os.getpid()
+
+    def end(number: int, _frame: Any) -> None:
+        if os.getpid() == me:
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    pass  # it has ended
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_DFL)  # a process that a step has forked: as ever
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the main process; programs get their default back
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # no Linux: it ends when it next looks at its socket
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _raise_oom_score() -> None:
+    """The kernel, when it must choose, is to take a worker."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as f:
+            score = int(f.read())
+            f.seek(0)
+            f.write(str(min(1000, score + _OOM_SCORE)))
+    except (OSError, ValueError):
+        pass  # no Linux, or no right to: the kernel chooses by size alone
+
+
+def _replace_streams() -> None:
+    """Another thread may have held the lock of a stream at the fork, for ever in this process: new ones, on the same
+    files, for print and for all loggers."""
+    new: Dict[int, Any] = {}
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        try:
+            fd = os.dup(old.fileno())
+        except (AttributeError, OSError, ValueError):
+            continue  # it is no file
+        _guard.keep(old)
+        new[id(old)] = open(fd, "w", buffering=1, encoding=getattr(old, "encoding", None), errors="backslashreplace")
+        setattr(sys, name, new[id(old)])
+    loggers: List[Any] = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = {h for each in loggers for h in getattr(each, "handlers", ())}
+    for handler in handlers:
+        stream = getattr(handler, "stream", None)
+        if id(stream) in new:
+            handler.stream = new[id(stream)]
+        elif hasattr(stream, "fileno"):
+            _renew(handler, stream, new)
+
+
+def _renew(handler: Any, stream: Any, new: Dict[int, Any]) -> None:
+    try:
+        fd = os.dup(stream.fileno())
+    except (OSError, ValueError):
+        return  # it is no file, or closed
+    _guard.keep(stream)
+    new[id(stream)] = open(fd, "a", buffering=1, encoding=getattr(stream, "encoding", None), errors="backslashreplace")
+    handler.stream = new[id(stream)]
