@@ -30,16 +30,15 @@ _OOM_SCORE = 500
 class Child:
     """In a fork. `tracker` knows the protocol's attributes as they were when it was made."""
 
-    def __init__(self, run: Any, channel: Channel, parent: int) -> None:
+    def __init__(self, run: Any, channel: Channel, parent: int, databases: List[Any]) -> None:
         self._protocol = run.protocol
         self._steps: List[Any] = run.steps
         self._executor = run.executor
-        self._tracker: state.Tracker = run.tracker
-        self._databases: List[Any] = list(run.databases)
+        self._tracker: state.Tracker = run.sharing.tracker
+        self._databases = databases
         self._channel = channel
         self._parent = parent
         self._id = 0
-        self._published: List[bytes] = []
 
     def serve(self) -> None:
         """Until there are no more steps."""
@@ -58,6 +57,7 @@ class Child:
         _replace_streams()
         _guard.install(self._protocol, self._databases, self._carry, self._where)
         sqlite3.connect(":memory:").close()  # if another thread was inside sqlite at the fork, it hangs here, unbegun
+        self._tracker.look_again()
         self._surroundings = Surroundings((self._channel.sock.fileno(),))
 
     def _where(self) -> str:

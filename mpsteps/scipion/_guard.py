@@ -17,6 +17,7 @@ from pyworkflow.mapper.sqlite_db import SqliteDb
 from pyworkflow.protocol.protocol import Protocol, Step
 
 from mpsteps.errors import MpstepsError
+from mpsteps.scipion._travel import MADE_HERE
 
 CARRIED = ("_insertFunctionStep", "_defineOutputs", "_store")
 REFUSED = (
@@ -26,7 +27,6 @@ REFUSED = (
 )  # fmt: skip
 _REFUSED_STEP = ("addPrerequisites", "setPrerequisites")
 _REFUSED_SET = ("append", "_insertItem", "update", "write", "clear", "enableAppend")
-_OURS = "_mpstepsMadeHere"
 
 _kept: List[Any] = []
 """What must not be released in this process."""
@@ -102,7 +102,7 @@ def _guard_sets(inherited: set[int], where: Callable[[], str]) -> None:
     theirs: Dict[str, Any] = {name: getattr(cls, name) for name in ("__init__", "_getMapper", "close")}
 
     def made_here(self: Any, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, _OURS, True)
+        object.__setattr__(self, MADE_HERE, True)
         theirs["__init__"](self, *args, **kwargs)
 
     def let_go(self: Any) -> None:
@@ -126,7 +126,7 @@ def _guard_sets(inherited: set[int], where: Callable[[], str]) -> None:
 
 def _for_own_sets(name: str, theirs: Any, where: Callable[[], str]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.__dict__.get(_OURS):
+        if not self.__dict__.get(MADE_HERE):
             raise Refused(explain(f"{name} of a {type(self).__name__} of the main process", where()))
         return theirs(self, *args, **kwargs)
 

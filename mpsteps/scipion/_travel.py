@@ -35,7 +35,9 @@ _LEAVES: Tuple[type, ...] = (
     sqlite3.Cursor, logging.Logger, threading.Thread, *LOCK_TYPES,
 )  # fmt: skip
 """What a fingerprint does not look into: that would be all of the project, or what reading alone changes."""
-_NOT_OF_SETS = frozenset({"_mapper", "_classesDict"})
+MADE_HERE = "_mpstepsMadeHere"
+"""Attribute of a Set that a fork has made itself, see `_guard`."""
+_NOT_OF_SETS = frozenset({"_mapper", "_classesDict", MADE_HERE})
 _HEAP_TYPE = 1 << 9
 
 _simple: Dict[Type[Any], bool] = {}
@@ -58,7 +60,7 @@ def reduce(obj: Any, for_fingerprint: bool) -> Any:
 
 
 def _reduce_set(items: Any) -> Any:
-    if items._mapper is not None:
+    if items._mapper is not None and MADE_HERE in vars(items):
         items._mapper.commit()
     state = {name: value for name, value in vars(items).items() if name not in _NOT_OF_SETS}
     return _make_set, (type(items), state)
