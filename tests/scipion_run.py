@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -161,6 +162,7 @@ def main(kind, folder, names):
 
     if kind == "threads" and not os.environ.get("SHAPES_REAL_TIME"):
         executor.time = Time
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     project, protocols = open_project(folder)
     found, seconds = {}, {}
     for name in names or RUNS:

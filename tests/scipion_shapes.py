@@ -15,6 +15,7 @@ import time
 import pyworkflow.object as pwobj
 import pyworkflow.protocol as pwprot
 from pyworkflow.protocol import params
+from pyworkflow.utils import Environ
 from pyworkflowtests.objects import MockImage, MockSetOfImages
 
 
@@ -186,7 +187,7 @@ class ShapeGpu(ShapeBase):
         gpus = self._stepsExecutor.getGpuList()
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         time.sleep(0.05)
-        self.runJob("echo", "%(GPU)s > " + self._getExtraPath("gpu%d.txt" % i), env=dict(os.environ))
+        self.runJob("echo", "%(GPU)s > " + self._getExtraPath("gpu%d.txt" % i), env=Environ(os.environ))
         with open(self._getExtraPath("gpu%d.txt" % i)) as f:
             self.used[i] = (len(gpus), gpus[0] in (0, 1), f.read().split() == [str(g) for g in gpus])
 
@@ -227,7 +228,7 @@ class ShapeFails(ShapeBase):
         if mode == "files":
             return [self._getExtraPath("missing")]
         if mode == "job":
-            self.runJob("false", "", env=dict(os.environ))
+            self.runJob("false", "", env=Environ(os.environ))
 
     def createOutputStep(self):
         self._defineOutputs(outputCount=pwobj.Integer(self.n.get()))
@@ -312,7 +313,7 @@ class ShapeFunctions(ShapeBase):
         self._insertFunctionStep("createOutputStep", prerequisites=deps)
 
     def _getEnviron(self):
-        return dict(os.environ)
+        return Environ(os.environ)
 
     def namedStep(self, text, number):
         self.got.append([text, number])
@@ -403,3 +404,21 @@ class ShapeEmpty(ShapeBase):
 
     def emptyStep(self, i):
         time.sleep(float(self.mode.get() or 0))
+
+
+class ShapeSleeps(ShapeBase):
+    """Steps that start a program each, which sleeps for a long time; their pids are in `extra`."""
+
+    _label = "sleeps"
+
+    def _insertAllSteps(self):
+        for i in self.items():
+            self._insertFunctionStep(self.sleepStep, i, prerequisites=[])
+
+    def _getEnviron(self):
+        return Environ(os.environ)
+
+    def sleepStep(self, i):
+        with open(self._getExtraPath("pid%d" % i), "w") as f:
+            f.write(str(os.getpid()))
+        self.runJob("echo", "$$ > %s; sleep 1000" % self._getExtraPath("program%d" % i))

@@ -96,7 +96,7 @@ class Child:
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, SystemExit):
-            text = f"it called sys.exit({'' if error.code is None else repr(error.code)}) in step {self._where()}"
+            text = f"step {self._where()} called sys.exit({'' if error.code is None else repr(error.code)})"
         elif isinstance(error, SerializationError):
             text = (f"step {self._where()}: {error}, or name it in MPSTEPS_LOCAL (environment or scipion.conf), so "
                     "that it runs in the main process")  # fmt: skip

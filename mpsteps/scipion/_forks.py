@@ -95,6 +95,7 @@ class Fork:
         self.begun = False
         self.dead = False
         self._lock = threading.Lock()
+        self._waiter: Optional[threading.Thread] = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """End it, if it has not ended: its pid may be somebody else's then."""
@@ -104,7 +105,13 @@ class Fork:
 
     def wait(self, ended: Callable[[int, int], None]) -> None:
         """Have `ended(pid, exit code)` called, in another thread, when it has ended."""
-        threading.Thread(target=self._wait, args=(ended,), name=f"mpsteps-fork-{self.pid}", daemon=True).start()
+        self._waiter = threading.Thread(target=self._wait, args=(ended,), name=f"mpsteps-fork-{self.pid}", daemon=True)
+        self._waiter.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, but no longer than that."""
+        if self._waiter is not None:
+            self._waiter.join(max(0.0, seconds))
 
     def _wait(self, ended: Callable[[int, int], None]) -> None:
         code = 0

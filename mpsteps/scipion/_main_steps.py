@@ -32,8 +32,8 @@ class MainStep(threading.Thread):
         try:
             self.step._run()
         except SystemExit as problem:
-            error = f"it called sys.exit({'' if problem.code is None else repr(problem.code)}) in step {self.number}"
-            logger.error("Step %s failed in the main process: %s", self.number, error)
+            error = f"step {self.number} called sys.exit({'' if problem.code is None else repr(problem.code)})"
+            logger.error(error)
         except BaseException as problem:
             error = str(problem) or type(problem).__name__
             logger.error("Step %s failed in the main process.", self.number, exc_info=problem)

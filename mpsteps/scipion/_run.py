@@ -19,7 +19,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 from pyworkflow.protocol import constants as cts
 from pyworkflow.protocol.protocol import Protocol
 
-from mpsteps._core.events import Dispatch, Event, StepFailed, StepInteractive, StepsFinished, StopRequested, WorkerReady
+from mpsteps._core.events import Dispatch, Event, StepFailed, StepInteractive, StepsFinished, StepsReturned, StopRequested, WorkerReady
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
@@ -59,6 +59,8 @@ class Run:
         self._workers = Workers(self)
         self._running: Dict[int, Tuple[int, int, float]] = {}  # step -> place, id of its "thread", when it began
         self._at_the_end: List[Any] = []  # steps of which Scipion is told last
+        self._pauses = 0
+        self._held: List[Tuple[int, int]] = []  # places and steps that would have begun during a pause
         self._problem: Optional[BaseException] = None
         self._news: Deque[Callable[[], None]] = collections.deque()  # from other threads
         self._wake_read, self._wake_write = os.pipe()
@@ -130,6 +132,22 @@ class Run:
         """Have something done in the loop after that time."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), do))
 
+    def pause(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done after that time, and begin no step until then."""
+
+        def go_on() -> None:
+            do()
+            self._pauses -= 1
+            held, self._held = ([], self._held) if self._pauses else (self._held, [])
+            for place, number in held:
+                if self._scheduler.stopping:
+                    self._handle(StepsReturned(place, (number,)))
+                else:
+                    self._begin(place, number)
+
+        self._pauses += 1
+        self.later(seconds, go_on)
+
     def soon(self, do: Callable[[], None]) -> None:
         """Have something done in the loop, and wake it. Callable from any thread."""
         self._news.append(do)
@@ -189,7 +207,10 @@ class Run:
         for command in self._scheduler.handle(event):
             if isinstance(command, Dispatch):
                 for number in command.steps:
-                    self._begin(command.worker, number)
+                    if self._pauses:
+                        self._held.append((command.worker, number))
+                    else:
+                        self._begin(command.worker, number)
 
     def _begin(self, place: int, number: int) -> None:
         step = self.steps[number - 1]

@@ -149,7 +149,7 @@ class Workers:
         if number is None:
             return
         if code == -signal.SIGKILL:
-            self._run.later(KILL_GRACE, lambda: self._lost(number, worker.pid, code))
+            self._run.pause(KILL_GRACE, lambda: self._lost(number, worker.pid, code))
         else:
             self._lost(number, worker.pid, code)
 
@@ -181,7 +181,7 @@ class Workers:
                 worker.kill(signal.SIGTERM)  # it ends its programs, too
             self._dismiss(place)
         deadline = time.monotonic() + _END_SECONDS
-        while any(not worker.dead for worker in workers) and time.monotonic() < deadline:
-            time.sleep(0.001)
         for worker in workers:
+            worker.join(deadline - time.monotonic())
             worker.kill()
+            worker.join(_END_SECONDS)
