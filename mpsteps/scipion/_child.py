@@ -10,12 +10,13 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from typing import Any, Dict, List, Optional
 
-import psutil
 from pyworkflow.object import Scalar
 
 from mpsteps._ipc import state, wire
+from mpsteps._proctree import descendants, send_signal
 from mpsteps._surroundings import Surroundings
 from mpsteps.errors import MpstepsError, SerializationError
 from mpsteps.scipion import _guard
@@ -23,7 +24,8 @@ from mpsteps.scipion._forks import Channel
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_KILL_SECONDS = 5.0
 _OOM_SCORE = 500
 
 
@@ -156,14 +158,11 @@ def _scalars(step: Any) -> Dict[str, Any]:
 def _die_with(parent: int) -> None:
     """When the main process ends, however it does, so does this one, with all that it has started."""
     me = os.getpid()
+    os.setpgid(0, 0)  # its programs are known by it when it has died: see `_forks.Fork`
 
     def end(number: int, _frame: Any) -> None:
         if os.getpid() == me:
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    pass  # it has ended
+            _end_programs()
             os._exit(128 + number)
         signal.signal(number, signal.SIG_DFL)  # a process that a step has forked: as ever
         os.kill(os.getpid(), number)
@@ -171,12 +170,32 @@ def _die_with(parent: int) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the main process; programs get their default back
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass  # no Linux: it ends when it next looks at its socket
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _end_programs() -> None:
+    """Kill everything below this process. What is started meanwhile becomes its own child when its parent is killed."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    deadline = time.monotonic() + _KILL_SECONDS
+    left = descendants(os.getpid())
+    while left and time.monotonic() < deadline:
+        for pid in left:
+            send_signal(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass  # all of them are buried
+        left = descendants(os.getpid())
+
+
+def _prctl(option: int, value: int) -> None:
+    try:
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # no Linux: it ends when it next looks at its socket
 
 
 def _raise_oom_score() -> None:

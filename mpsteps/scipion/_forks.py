@@ -116,8 +116,10 @@ class Fork:
     def _wait(self, ended: Callable[[int, int], None]) -> None:
         code = 0
         try:
-            # Leaves it a zombie until the lock is held: so nobody signals a pid that is no longer its own.
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            # Leaves it a zombie until the lock is held: so nobody signals a pid, or a group, that is no longer its own.
+            ended_how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            if ended_how is not None and (ended_how.si_code != os.CLD_EXITED or ended_how.si_status):
+                _end_group(self.pid)
             with self._lock:
                 _, status = os.waitpid(self.pid, 0)
                 self.dead = True
@@ -125,6 +127,14 @@ class Fork:
         except ChildProcessError:  # somebody else in this process waits for any child
             self.dead = True
         ended(self.pid, code)
+
+
+def _end_group(pid: int) -> None:
+    """Kill what a worker that died has left: its programs are in its process group."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # it died before it had a group of its own; macOS says EPERM of a group of zombies
 
 
 def fork(serve: Callable[[Channel], None], generation: int, knows: int, others: List[Fork]) -> Fork:
