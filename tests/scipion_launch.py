@@ -43,7 +43,7 @@ def pids(prot):
     found = []
     for name in ("pid1", "pid2", "program1", "program2"):
         path = prot._getExtraPath(name)
-        text = open(path).read().strip() if os.path.exists(path) else ""
+        text = scipion_run.content(path).strip()
         if text:
             found.append(int(text))
     return found

@@ -9,6 +9,7 @@ between two looks are shortened, unless SHAPES_REAL_TIME is set.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -37,6 +38,10 @@ RUNS = {
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
 
+TIMELY = (
+    "initTime", "endTime", "_cpuTime", "_pid", "hostFullName", "lastUpdateTimeStamp", "inputImages", "workingDir",
+)  # fmt: skip
+
 
 def install(folder):
     """A plug-in package with the shapes, as pip would install it; and mpsteps' own entry point."""
@@ -49,9 +54,9 @@ def install(folder):
         info = os.path.join(folder, name.replace(".", "_") + "_shapes-1.0.dist-info")
         os.makedirs(info, exist_ok=True)
         with open(os.path.join(info, "METADATA"), "w") as f:
-            f.write("Metadata-Version: 2.1\nName: %s-shapes\nVersion: 1.0\n" % name.replace(".", "-"))
+            f.write(f"Metadata-Version: 2.1\nName: {name.replace('.', '-')}-shapes\nVersion: 1.0\n")
         with open(os.path.join(info, "entry_points.txt"), "w") as f:
-            f.write("[pyworkflow.plugin]\n%s = %s\n" % (name, name))
+            f.write(f"[pyworkflow.plugin]\n{name} = {name}\n")
 
 
 def environment(folder, **more):
@@ -82,28 +87,42 @@ def open_project(folder):
 
 
 def describe(prot):
-    """What became of a run, from its files: outputs in run.db, rows of sets, statuses of steps, results."""
+    """What became of a run, without what is different each time, from its files: outputs in run.db, rows of sets,
+    statuses of steps, results."""
+    from pyworkflow.object import Set
+
     found = {"status": prot.getStatus(), "error": prot.getErrorMessage(), "steps": [], "rows": {}, "stored": {}}
     for step in prot.loadSteps():
         args = "time" if "Generator" in step.funcName.get() else step.argsStr.get()
         prerequisites = sorted(int(p) for p in step.getPrerequisites())
         found["steps"].append([step.funcName.get(), args, step.getStatus(), prerequisites, step.getErrorMessage()])
-    with sqlite3.connect("file:%s?mode=ro" % prot.getDbPath(), uri=True) as db:
-        rows = db.execute("select name, classname, value from Objects where parent_id is not null").fetchall()
-    own = {name.split(".", 1)[1]: value for name, _, value in rows if name.count(".") == 1}
-    timely = ("initTime", "endTime", "_cpuTime", "_pid", "hostFullName", "lastUpdateTimeStamp", "inputImages", "_objCreation")
-    found["stored"] = {k: v for k, v in own.items() if k not in timely and not k.startswith("output")}
+    stored = rows(prot.getDbPath(), "name, value")
+    own = {name.split(".", 1)[1]: value for name, value in stored if name.count(".") == 1}
+    found["stored"] = {k: v for k, v in own.items() if k not in TIMELY and not k.startswith("output")}
     for name, output in prot.iterOutputAttributes():
-        found["stored"][name] = str(output) if not hasattr(output, "getFileName") or "Set" not in type(output).__name__ else output.getSize()
-        if "Set" in type(output).__name__:
-            with sqlite3.connect("file:%s?mode=ro" % output.getFileName(), uri=True) as db:
-                found["rows"][name] = sorted(str(r) for r in db.execute("select id, c01, c02 from Objects"))
-                found["rows"][name] = len(found["rows"][name])
-    for name in ("result.json",):
-        path = prot._getExtraPath(name)
-        found["result"] = json.load(open(path)) if os.path.exists(path) else None
-    found["ran"] = {n: len(open(prot._getExtraPath(n)).read()) for n in sorted(os.listdir(prot._getExtraPath())) if n.startswith("ran")}
+        if isinstance(output, Set):
+            found["stored"][name] = output.getSize()
+            found["rows"][name] = len(rows(output.getFileName(), "id"))
+        else:
+            found["stored"][name] = str(output)
+    found["result"] = json.loads(content(prot._getExtraPath("result.json")) or "null")
+    marks = sorted(name for name in os.listdir(prot._getExtraPath()) if name.startswith("ran"))
+    found["ran"] = {name: len(content(prot._getExtraPath(name))) for name in marks}
     return found
+
+
+def rows(path, columns):
+    """What a database of pyworkflow's has."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        return db.execute(f"select {columns} from Objects").fetchall()
+
+
+def content(path):
+    """Of a file, '' if it is not there."""
+    if not os.path.exists(path):
+        return ""
+    with open(path) as f:
+        return f.read()
 
 
 def executor_for(prot, kind):
@@ -124,9 +143,12 @@ def run_one(project, protocols, kind, name, values):
         maker = project.newProtocol(protocols.ShapeMakesSet)
         _run(project, maker, kind)
         values["inputImages"] = maker.outputImages
-    prot = project.newProtocol(cls, **values)
-    done, seconds = _run(project, prot, kind)
-    found = [describe(done)]
+    for _ in range(5):
+        prot = project.newProtocol(cls, **values)
+        done, seconds = _run(project, prot, kind)
+        found = [describe(done)]
+        if kind == "processes" or done.isFailed() or all(s[2] == "finished" for s in found[0]["steps"]):
+            break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
         done, _ = _run(project, prot, kind, again=True)

@@ -55,7 +55,8 @@ class ShapeFills(ShapeBase):
 
     def _insertAllSteps(self):
         type(self).seen.clear()
-        self.failed, self.stats, self.counts, self.names, self.total = [], {}, {"odd": 0, "even": 0}, set(), pwobj.Integer(0)
+        self.failed, self.stats, self.names, self.total = [], {}, set(), pwobj.Integer(0)
+        self.counts = {"odd": 0, "even": 0}
         first = self._insertFunctionStep("prepareStep")
         deps = [self._insertFunctionStep(self.fillStep, i, prerequisites=[first]) for i in self.items()]
         self._insertFunctionStep("createOutputStep", prerequisites=deps)
@@ -67,16 +68,16 @@ class ShapeFills(ShapeBase):
         self.failed.append(i)
         self.stats[i] = {"square": i * i, "offset": self.offset[0] + i}
         self.counts["odd" if i % 2 else "even"] += 1
-        self.names.add("item %d" % i)
+        self.names.add(f"item {i}")
         self.seen.append(i)
         self.total.increment()
-        setattr(self, "last%d" % i, pwobj.Float(i / 2))
+        setattr(self, f"last{i}", pwobj.Float(i / 2))
 
     def createOutputStep(self):
         self.note(
             failed=sorted(self.failed), stats={str(k): v for k, v in self.stats.items()}, counts=self.counts,
             names=sorted(self.names), seen=sorted(self.seen), total=self.total.get(),
-            lasts=[getattr(self, "last%d" % i).get() for i in self.items()],
+            lasts=[getattr(self, f"last{i}").get() for i in self.items()],
         )
         self._defineOutputs(outputTotal=pwobj.Integer(sum(self.counts.values())))
 
@@ -122,13 +123,13 @@ class ShapeGenerator(pwprot.ProtStreamingBase):
         self.done = []
         deps = []
         for i in range(1, self.n.get() + 1):
-            self.table = dict(getattr(self, "table", {}), **{"item%d" % i: i * 10})
+            self.table = dict(getattr(self, "table", {}), **{f"item{i}": i * 10})
             deps.append(self._insertFunctionStep(self.itemStep, i, prerequisites=[], needsGPU=False))
             time.sleep(0.02)
         self._insertFunctionStep(self.createOutputStep, prerequisites=deps, needsGPU=False)
 
     def itemStep(self, i):
-        self.done.append((i, self.table["item%d" % i]))
+        self.done.append((i, self.table[f"item{i}"]))
 
     def createOutputStep(self):
         with open(self._getExtraPath("result.json"), "w") as f:
@@ -187,8 +188,8 @@ class ShapeGpu(ShapeBase):
         gpus = self._stepsExecutor.getGpuList()
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         time.sleep(0.05)
-        self.runJob("echo", "%(GPU)s > " + self._getExtraPath("gpu%d.txt" % i), env=Environ(os.environ))
-        with open(self._getExtraPath("gpu%d.txt" % i)) as f:
+        self.runJob("echo", "%(GPU)s > " + self._getExtraPath(f"gpu{i}.txt"), env=Environ(os.environ))
+        with open(self._getExtraPath(f"gpu{i}.txt")) as f:
             self.used[i] = (len(gpus), gpus[0] in (0, 1), f.read().split() == [str(g) for g in gpus])
 
     def cpuStep(self):
@@ -199,7 +200,7 @@ class ShapeGpu(ShapeBase):
 
 
 class ShapeFails(ShapeBase):
-    """The second of its steps fails in one of many ways, unless `extra/mended` is there; the others mark that they ran."""
+    """Its second step fails in one of many ways, unless `extra/mended` is there; the others mark that they ran."""
 
     _label = "fails"
 
@@ -212,7 +213,7 @@ class ShapeFails(ShapeBase):
             self.fail(self.mode.get())
         elif i == 1:
             time.sleep(0.3)  # it is running when the other one fails
-        self.mark("ran%d" % i)
+        self.mark(f"ran{i}")
 
     def fail(self, mode):
         if mode == "raise":
@@ -225,8 +226,6 @@ class ShapeFails(ShapeBase):
             os.kill(os.getpid(), signal.SIGSEGV)
         if mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if mode == "files":
-            return [self._getExtraPath("missing")]
         if mode == "job":
             self.runJob("false", "", env=Environ(os.environ))
 
@@ -419,6 +418,6 @@ class ShapeSleeps(ShapeBase):
         return Environ(os.environ)
 
     def sleepStep(self, i):
-        with open(self._getExtraPath("pid%d" % i), "w") as f:
+        with open(self._getExtraPath(f"pid{i}"), "w") as f:
             f.write(str(os.getpid()))
-        self.runJob("echo", "$$ > %s; sleep 1000" % self._getExtraPath("program%d" % i))
+        self.runJob("echo", f"$$ > {self._getExtraPath('program')}{i}; sleep 1000")

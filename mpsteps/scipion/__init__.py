@@ -20,7 +20,7 @@ _HOME_OF = {
     "ProcessSteps": "mpsteps.scipion.mixin",
 }
 
-__all__ = ["Plugin", "ProcessStepExecutor", "ProcessSteps"]  # noqa: F822  # loaded when first used
+__all__ = ["Plugin", "ProcessStepExecutor", "ProcessSteps"]  # loaded when first used
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from mpsteps._surroundings import Surroundings
 from mpsteps.errors import MpstepsError, SerializationError
 from mpsteps.scipion import _guard
 from mpsteps.scipion._forks import Channel
+from mpsteps.scipion._listing import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Child:
         self._surroundings = Surroundings((self._channel.sock.fileno(),))
 
     def _where(self) -> str:
-        step = self._steps[self._id - 1]
-        return f"{self._id} {step.funcName.get() if hasattr(step, 'funcName') else type(step).__name__}"
+        return f"{self._id} {name_of(self._steps[self._id - 1])}"
 
     # -------------------------------------------------------------------------- a step
 
@@ -118,7 +118,7 @@ class Child:
     def _carry(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Have a method of the protocol called in the main process; its result."""
         if name == "_store":
-            args = tuple(self._name_of(obj) for obj in args)
+            args = tuple(self._attribute(obj) for obj in args)
         elif name == "_insertFunctionStep" and args and getattr(args[0], "__self__", None) is self._protocol:
             args = (args[0].__name__, *args[1:])
         changes = self._changes()
@@ -140,10 +140,10 @@ class Child:
             self._tracker.changes()  # known there already
         return wire.unpack(reply, self._protocol)
 
-    def _name_of(self, obj: Any) -> str:
+    def _attribute(self, obj: Any) -> str:
         for name, value in vars(self._protocol).items():
             if value is obj and not hasattr(value, "_mapper"):
-                return name
+                return str(name)
         raise _guard.Refused(_guard.explain(f"self._store of a {type(obj).__name__}", self._where()))
 
 
@@ -220,7 +220,7 @@ def _replace_streams() -> None:
         except (AttributeError, OSError, ValueError):
             continue  # it is no file
         _guard.keep(old)
-        new[id(old)] = open(fd, "w", buffering=1, encoding=getattr(old, "encoding", None), errors="backslashreplace")
+        new[id(old)] = _stream(fd, old)
         setattr(sys, name, new[id(old)])
     loggers: List[Any] = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     handlers = {h for each in loggers for h in getattr(each, "handlers", ())}
@@ -238,5 +238,8 @@ def _renew(handler: Any, stream: Any, new: Dict[int, Any]) -> None:
     except (OSError, ValueError):
         return  # it is no file, or closed
     _guard.keep(stream)
-    new[id(stream)] = open(fd, "a", buffering=1, encoding=getattr(stream, "encoding", None), errors="backslashreplace")
-    handler.stream = new[id(stream)]
+    new[id(stream)] = handler.stream = _stream(fd, stream)
+
+
+def _stream(fd: int, like: Any) -> Any:
+    return open(fd, "a", buffering=1, encoding=getattr(like, "encoding", None), errors="backslashreplace")

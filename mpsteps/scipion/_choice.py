@@ -43,10 +43,6 @@ class Choice:
             return "nothing can run beside it, and it sets attributes of the protocol"
         return ""
 
-    def name(self, step: Any) -> str:
-        """How a step is called in messages."""
-        return str(step.funcName.get()) if hasattr(step, "funcName") else type(step).__name__
-
     def _finding(self, step: Any) -> Finding:
         function = getattr(step, "_func", None)
         if function is None:

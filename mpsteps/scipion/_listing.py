@@ -56,7 +56,7 @@ class Listing:
         status = step.getStatus()
         needs = _prerequisites(step)
         demand = self._demand(step)
-        function = step.funcName.get() if hasattr(step, "funcName") else type(step).__name__
+        function = name_of(step)
         if status == cts.STATUS_FINISHED:  # by an earlier run
             events.append(StepAdded(number, (), True, demand, function))
             late.append(StepRestored(number))
@@ -88,6 +88,11 @@ class Listing:
         if now != status and {now, status} <= set(_RUNNABLE):
             events.append(StepReleased(number) if now == cts.STATUS_NEW else StepHeld(number))
         self._open[number] = (now, len(needs))
+
+
+def name_of(step: Any) -> str:
+    """How a step is called in messages: by its function."""
+    return str(step.funcName.get()) if hasattr(step, "funcName") else type(step).__name__
 
 
 def _prerequisites(step: Any, start: int = 0) -> Tuple[int, ...]:

@@ -156,13 +156,11 @@ class _Scan:
     def _follow_attribute(self, value: Any, cls: type) -> None:
         if str(cls.__module__).startswith(_OF_FRAMEWORK):
             return
-        if isinstance(value, property):
-            functions = [value.fget, value.fset]
-        else:
-            functions = [getattr(value, "__func__", value)]
+        is_property = isinstance(value, property)
+        functions: List[Any] = [value.fget, value.fset] if is_property else [getattr(value, "__func__", value)]
         for f in functions:
-            if isinstance(inspect.unwrap(f) if callable(f) else f, types.FunctionType):
-                plain = inspect.unwrap(f)
+            plain = inspect.unwrap(f) if callable(f) else f
+            if isinstance(plain, types.FunctionType):
                 first = plain.__code__.co_varnames[:1] if not isinstance(value, (staticmethod, classmethod)) else ()
                 self._todo.append((plain, frozenset({"self", "prot", "protocol", *first})))
 

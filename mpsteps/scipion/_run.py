@@ -19,13 +19,22 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 from pyworkflow.protocol import constants as cts
 from pyworkflow.protocol.protocol import Protocol
 
-from mpsteps._core.events import Dispatch, Event, StepFailed, StepInteractive, StepsFinished, StepsReturned, StopRequested, WorkerReady
+from mpsteps._core.events import (
+    Dispatch,
+    Event,
+    StepFailed,
+    StepInteractive,
+    StepsFinished,
+    StepsReturned,
+    StopRequested,
+    WorkerReady,
+)
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.scipion._choice import Choice
-from mpsteps.scipion._listing import Listing, store_new
+from mpsteps.scipion._listing import Listing, name_of, store_new
 from mpsteps.scipion._main_steps import MainStep
 from mpsteps.scipion._sharing import Sharing
 from mpsteps.scipion._workers import Workers
@@ -232,7 +241,7 @@ class Run:
     def begin_in_main(self, number: int, why: str) -> None:
         """Have a step run in a thread of this process."""
         step = self.steps[number - 1]
-        logger.info("mpsteps: step %d (%s) runs in the main process: %s", number, self._choice.name(step), why)
+        logger.info("mpsteps: step %d (%s) runs in the main process: %s", number, name_of(step), why)
         MainStep(number, step, self._running[number][1], self._main_step_ended).start()
 
     def _is_alone(self) -> bool:
@@ -292,7 +301,7 @@ class Run:
         step.setFailed(error)
         self._workers.discard(place)
         self._at_the_end.append(step)
-        logger.error("mpsteps: step %d (%s) failed: %s", number, self._choice.name(step), error)
+        logger.error("mpsteps: step %d (%s) failed: %s", number, name_of(step), error)
         items = getattr(self.protocol, "_stepsSet", None)
         if items is not None and step.hasObjId():  # so that it is seen before the others have ended
             self._tell(items.update, step)

@@ -39,6 +39,7 @@ MADE_HERE = "_mpstepsMadeHere"
 """Attribute of a Set that a fork has made itself, see `_guard`."""
 _NOT_OF_SETS = frozenset({"_mapper", "_classesDict", MADE_HERE})
 _HEAP_TYPE = 1 << 9
+_PLAIN_BASES = (object, list, dict, set, tuple)
 
 _simple: Dict[Type[Any], bool] = {}
 
@@ -66,14 +67,14 @@ def _reduce_set(items: Any) -> Any:
     return _make_set, (type(items), state)
 
 
-def _make_set(cls: Type[Any], state: Dict[str, Any]) -> Any:
+def _make_set(cls: Any, state: Dict[str, Any]) -> Any:
     items = cls.__new__(cls)
     vars(items).update(state, _mapper=None, _classesDict=None)
     return items
 
 
 def _print_of(obj: Any) -> Any:
-    if isinstance(obj, _PARTS_OF_PROGRAM) or isinstance(obj, _LEAVES):
+    if isinstance(obj, (*_PARTS_OF_PROGRAM, *_LEAVES)):
         return _leaf(obj)
     cls = type(obj)
     simple = _simple.get(cls)
@@ -96,6 +97,8 @@ def _leaf(obj: Any) -> Any:
 def _is_simple(cls: Type[Any]) -> bool:
     """Whether instances are pickled by their attributes alone, which cannot fail by itself."""
     plain: Set[Any] = {object.__reduce_ex__, object.__reduce__}
-    return bool(cls.__flags__ & _HEAP_TYPE) and {cls.__reduce_ex__, cls.__reduce__} <= plain and (
-        getattr(cls, "__getstate__", None) is getattr(object, "__getstate__", None)
-    ) and all(base.__flags__ & _HEAP_TYPE or base in (object, list, dict, set, tuple, Exception) for base in cls.__mro__)
+    if not {cls.__reduce_ex__, cls.__reduce__} <= plain:
+        return False
+    if getattr(cls, "__getstate__", None) is not getattr(object, "__getstate__", None):
+        return False
+    return all(base.__flags__ & _HEAP_TYPE or base in _PLAIN_BASES for base in cls.__mro__)

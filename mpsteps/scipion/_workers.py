@@ -13,6 +13,7 @@ from mpsteps._deaths import Deaths
 from mpsteps._ipc import wire
 from mpsteps.scipion._child import Child
 from mpsteps.scipion._forks import Channel, Fork, Message, fork
+from mpsteps.scipion._listing import name_of
 from mpsteps.scipion._sharing import open_databases
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,9 @@ class Workers:
             else:
                 self._run.end(number, message[2])
 
-    def _answer(self, place: int, worker: Fork, number: int, name: str, parcel: bytes, changes: Optional[bytes]) -> None:
+    def _answer(
+        self, place: int, worker: Fork, number: int, name: str, parcel: bytes, changes: Optional[bytes]
+    ) -> None:  # fmt: skip
         run = self._run
         try:
             problem = run.merge(place, number, changes, goes_on=True)
@@ -155,9 +158,8 @@ class Workers:
 
     def _lost(self, number: int, pid: int, code: int) -> None:
         step = self._run.steps[number - 1]
-        name = step.funcName.get() if hasattr(step, "funcName") else type(step).__name__
         cause = self._deaths.failure(code).message.replace("its worker process", f"its process ({pid})")
-        self._run.end(number, f"step {number} ({name}): {cause}")
+        self._run.end(number, f"step {number} ({name_of(step)}): {cause}")
 
     def _forget(self, place: int) -> None:
         worker = self._forks.pop(place)

@@ -24,6 +24,7 @@ class ProcessStepExecutor(ThreadStepExecutor):  # type: ignore[misc]  # pyworkfl
     def __init__(self, hostConfig: Any, nThreads: int, gpuList: Optional[Sequence[int]] = None, **kwargs: Any) -> None:
         if isinstance(nThreads, bool) or not isinstance(nThreads, int) or nThreads < 1:
             raise UsageError(f"a ProcessStepExecutor needs a number of processes of at least 1, not {nThreads!r}")
+        self.protocol: Any = None
         super().__init__(hostConfig, nThreads, gpuList=gpuList, **kwargs)
 
     def runSteps(
@@ -40,7 +41,7 @@ class ProcessStepExecutor(ThreadStepExecutor):  # type: ignore[misc]  # pyworkfl
         if self.protocol is None:
             raise UsageError("a ProcessStepExecutor runs the steps of a protocol: call setProtocol before runSteps")
         logger.info("mpsteps: steps run in up to %d processes (%d cores)", self.numberOfProcs, usable_cores())
-        protocol = self.protocol
+        protocol: Any = self.protocol
         try:
             Run(self, protocol, steps, stepStartedCallback, stepFinishedCallback, stepsCheckCallback,
                 float(stepsCheckSecs)).run()  # fmt: skip
@@ -54,5 +55,5 @@ def in_processes(executor: Any) -> Any:
     if type(executor) is not ThreadStepExecutor:
         return executor
     ours = ProcessStepExecutor(executor.hostConfig, executor.numberOfProcs, gpuList=executor.gpuList)
-    logger.info("mpsteps: %s in the place of %s (process %d)", type(ours).__name__, type(executor).__name__, os.getpid())
+    logger.info("mpsteps: ProcessStepExecutor in the place of ThreadStepExecutor (process %d)", os.getpid())
     return ours
