@@ -157,16 +157,19 @@ def _scalars(step: Any) -> Dict[str, Any]:
 
 def _die_with(parent: int) -> None:
     """When the main process ends, however it does, so does this one, with all that it has started."""
-    me = os.getpid()
     os.setpgid(0, 0)  # its programs are known by it when it has died: see `_forks.Fork`
 
     def end(number: int, _frame: Any) -> None:
-        if os.getpid() == me:
-            _end_programs()
-            os._exit(128 + number)
-        signal.signal(number, signal.SIG_DFL)  # a process that a step has forked: as ever
-        os.kill(os.getpid(), number)
+        _end_programs()
+        os._exit(128 + number)
 
+    def as_ever() -> None:
+        # What a step forks (a multiprocessing.Pool) is ended by SIGTERM, and a handler of ours might never be called
+        # there: that of Python waits for the semaphore on which such a process waits.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(after_in_child=as_ever)
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the main process; programs get their default back
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
