@@ -20,7 +20,7 @@ from mpsteps._proctree import descendants, send_signal
 from mpsteps._surroundings import Surroundings
 from mpsteps.errors import MpstepsError, SerializationError
 from mpsteps.scipion import _guard
-from mpsteps.scipion._forks import Channel
+from mpsteps.scipion._forks import END_SIGNAL, Channel
 from mpsteps.scipion._listing import name_of
 
 logger = logging.getLogger(__name__)
@@ -157,23 +157,15 @@ def _scalars(step: Any) -> Dict[str, Any]:
 
 def _die_with(parent: int) -> None:
     """When the main process ends, however it does, so does this one, with all that it has started."""
-    os.setpgid(0, 0)  # its programs are known by it when it has died: see `_forks.Fork`
+    os.setpgid(0, 0)  # Ctrl-C is for the main process; its programs are known by it when it has died: `_forks.Fork`
 
     def end(number: int, _frame: Any) -> None:
         _end_programs()
         os._exit(128 + number)
 
-    def as_ever() -> None:
-        # What a step forks (a multiprocessing.Pool) is ended by SIGTERM, and a handler of ours might never be called
-        # there: that of Python waits for the semaphore on which such a process waits.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    os.register_at_fork(after_in_child=as_ever)
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the main process; programs get their default back
+    signal.signal(END_SIGNAL, end)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, END_SIGNAL)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -19,6 +19,11 @@ from mpsteps._ipc import wire
 Message = Tuple[Any, ...]
 _LENGTH = struct.Struct("<Q")
 
+END_SIGNAL: int = getattr(signal, "SIGRTMIN", signal.SIGUSR2)
+"""Ends a worker and all that it has started. Not SIGTERM: by that what steps fork (a multiprocessing.Pool) is ended,
+where a handler of Python's, which they would inherit, may lose a signal (between fork and start) or never be called
+(while waiting for a semaphore)."""
+
 
 class Channel:
     """One end of a socket: messages of plain values, whole or not at all."""

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional
 from mpsteps._deaths import Deaths
 from mpsteps._ipc import wire
 from mpsteps.scipion._child import Child
-from mpsteps.scipion._forks import Channel, Fork, Message, fork
+from mpsteps.scipion._forks import END_SIGNAL, Channel, Fork, Message, fork
 from mpsteps.scipion._listing import name_of
 from mpsteps.scipion._sharing import open_databases
 
@@ -180,7 +180,7 @@ class Workers:
         for place in list(self._forks):
             worker = self._forks[place]
             if worker.step is not None:
-                worker.kill(signal.SIGTERM)  # it ends its programs, too
+                worker.kill(END_SIGNAL)  # it ends its programs, too
             self._dismiss(place)
         deadline = time.monotonic() + _END_SECONDS
         for worker in workers:
