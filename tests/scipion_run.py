@@ -38,6 +38,11 @@ RUNS = {
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
 
+# what only the guard in a fork sees
+HIDDEN = {
+    "hidden-" + mode: ("ShapeHides", {"mode": mode})
+    for mode in ("insert", "define", "store", "lock", "unpicklable", "close", "live")
+}
 TIMELY = (
     "initTime", "endTime", "_cpuTime", "_pid", "hostFullName", "lastUpdateTimeStamp", "inputImages", "workingDir",
 )  # fmt: skip
@@ -97,7 +102,8 @@ def describe(prot):
         prerequisites = sorted(int(p) for p in step.getPrerequisites())
         found["steps"].append([step.funcName.get(), args, step.getStatus(), prerequisites, step.getErrorMessage()])
     stored = rows(prot.getDbPath(), "name, value")
-    own = {name.split(".", 1)[1]: value for name, value in stored if name.count(".") == 1}
+    names = [(name.split("."), value) for name, value in stored if name]
+    own = {parts[1]: value for parts, value in names if len(parts) == 2 and parts[0] == str(prot.getObjId())}
     found["stored"] = {k: v for k, v in own.items() if k not in TIMELY and not k.startswith("output")}
     for name, output in prot.iterOutputAttributes():
         if isinstance(output, Set):
@@ -188,7 +194,7 @@ def main(kind, folder, names):
     project, protocols = open_project(folder)
     found, seconds = {}, {}
     for name in names or RUNS:
-        what = RUNS.get(name) or ONLY_PROCESSES[name]
+        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN}[name]
         found[name], seconds[name] = run_one(project, protocols, kind, *what)
     with open(os.path.join(folder, "outcomes.json"), "w") as f:
         json.dump(found, f, sort_keys=True, indent=1)

@@ -421,3 +421,66 @@ class ShapeSleeps(ShapeBase):
         with open(self._getExtraPath(f"pid{i}"), "w") as f:
             f.write(str(os.getpid()))
         self.runJob("echo", f"$$ > {self._getExtraPath('program')}{i}; sleep 1000")
+
+
+class ShapeHides(ShapeBase):
+    """Steps that do what belongs into the main process in ways that no look at their source finds."""
+
+    _label = "hides"
+
+    def _insertAllSteps(self):
+        self.ran = []
+        deps = [self._insertFunctionStep(self.hideStep, i, prerequisites=[]) for i in (1, 2)]
+        self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
+
+    def hideStep(self, i):
+        self.ran.append(i)
+        if i == 1:
+            HIDDEN[self.mode.get()](self)
+
+    def addedStep(self, i):
+        self.ran.append(i)
+
+    def createOutputStep(self):
+        self.note(ran=sorted(self.ran))
+
+
+def _call(name, *args):
+    return lambda prot: getattr(prot, name)(*args)
+
+
+def _defines(prot):
+    images = MockSetOfImages(filename=prot._getExtraPath("own.sqlite"))
+    image = MockImage()
+    image.setLocation(1, "own.mrc")
+    images.append(image)
+    getattr(prot, "_define" + "Outputs")(outputImages=images, outputNumber=pwobj.Integer(5))
+
+
+def _locks(prot):
+    with getattr(prot, "_lo" + "ck"):
+        prot.ran.append(100)
+
+
+def _unpicklable(prot):
+    prot.handle = threading.Lock()
+
+
+def _live(prot):
+    prot.table = {"lock": threading.Lock()}
+
+
+def _stores(prot):
+    prot.count = pwobj.Integer(7)
+    getattr(prot, "_sto" + "re")()
+
+
+HIDDEN = {
+    "insert": _call("_insertFunctionStep", "addedStep", 50),
+    "define": _defines,
+    "store": _stores,
+    "lock": _locks,
+    "unpicklable": _unpicklable,
+    "close": _call("_closeOutputSet"),
+    "live": _live,
+}

@@ -60,12 +60,11 @@ def install(protocol: Any, databases: List[Any], carry: Callable[..., Any], wher
     protocol._lock = _Lock(where)
 
 
-def explain(what: str, where: str) -> str:
+def explain(what: str, where: str, why: str = "where it would be lost; nothing was stored") -> str:
     """The message for something that cannot be done in a worker process."""
     step = where.partition(" ")[2].split("(", maxsplit=1)[0] or "the step"
     return (
-        f"step {where} called {what} in a worker process, where it would be lost; nothing was stored. Have it run in "
-        f"the main process: put @mpsteps.step(local=True) above the method, or, where the code is not yours, set "
+        f"step {where} used {what} in a worker process, {why}. Have it run in the main process: put @mpsteps.step(local=True) above the method, or, where the code is not yours, set "
         f"MPSTEPS_LOCAL={step} (names separated by commas) in the environment or in scipion.conf"
     )
 
@@ -141,7 +140,7 @@ class _Lock:
 
     def acquire(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Not here."""
-        raise Refused(explain("self._lock", self._where()))
+        raise Refused(explain("self._lock", self._where(), "where it keeps no other step out"))
 
     __enter__ = acquire
 
