@@ -114,7 +114,7 @@ def describe(prot):
     found["result"] = json.loads(content(prot._getExtraPath("result.json")) or "null")
     marks = sorted(name for name in os.listdir(prot._getExtraPath()) if name.startswith("ran"))
     found["ran"] = {name: len(content(prot._getExtraPath(name))) for name in marks}
-    return found
+    return json.loads(json.dumps(found).replace(prot.getWorkingDir(), "RUN"))
 
 
 def rows(path, columns):

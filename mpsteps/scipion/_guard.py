@@ -64,7 +64,8 @@ def explain(what: str, where: str, why: str = "where it would be lost; nothing w
     """The message for something that cannot be done in a worker process."""
     step = where.partition(" ")[2].split("(", maxsplit=1)[0] or "the step"
     return (
-        f"step {where} used {what} in a worker process, {why}. Have it run in the main process: put @mpsteps.step(local=True) above the method, or, where the code is not yours, set "
+        f"step {where} used {what} in a worker process, {why}. Have it run in the main process: put "
+        "@mpsteps.step(local=True) above the method, or, where the code is not yours, set "
         f"MPSTEPS_LOCAL={step} (names separated by commas) in the environment or in scipion.conf"
     )
 

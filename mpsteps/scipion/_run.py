@@ -34,6 +34,7 @@ from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.scipion._choice import Choice
+from mpsteps.scipion._commits import Commits
 from mpsteps.scipion._listing import Listing, name_of, store_new
 from mpsteps.scipion._main_steps import MainStep
 from mpsteps.scipion._sharing import Sharing
@@ -66,6 +67,8 @@ class Run:
         self._listing = Listing(steps, self._demand)
         self.sharing = Sharing(protocol, steps)
         self._workers = Workers(self)
+        self._commits = Commits(protocol)
+        self._in_main = 0  # steps that run in threads of this process
         self._running: Dict[int, Tuple[int, int, float]] = {}  # step -> place, id of its "thread", when it began
         self._at_the_end: List[Any] = []  # steps of which Scipion is told last
         self._pauses = 0
@@ -123,12 +126,20 @@ class Run:
 
     def _turn(self) -> None:
         timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-        for key, _ in self._selector.select(timeout):
+        ready = self._selector.select(timeout)
+        if not self._in_main:
+            self._commits.hold()
+        for key, _ in ready:
             key.data()
         while self._news:
             self._news.popleft()()
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
+        self.commit()
+
+    def commit(self) -> None:
+        """Write what has been recorded in this turn of the loop."""
+        self._tell(self._commits.release)
 
     def _drain(self) -> None:
         try:
@@ -187,6 +198,7 @@ class Run:
         vars(self.protocol)["_Protocol__insertStep"] = inserting  # a name of pyworkflow's: it finds this one first
 
     def _close(self) -> None:
+        self.commit()
         self._workers.close()
         vars(self.protocol).pop("_Protocol__insertStep", None)
         self.sharing.close()
@@ -242,6 +254,8 @@ class Run:
         """Have a step run in a thread of this process."""
         step = self.steps[number - 1]
         logger.info("mpsteps: step %d (%s) runs in the main process: %s", number, name_of(step), why)
+        self._in_main += 1
+        self.commit()
         MainStep(number, step, self._running[number][1], self._main_step_ended).start()
 
     def _is_alone(self) -> bool:
@@ -254,6 +268,7 @@ class Run:
 
     def _main_step_ended(self, number: int, error: Optional[str]) -> None:
         def take_in() -> None:
+            self._in_main -= 1
             self.sharing.collect(deep=True)
             self.end(number, error)
             self._look()
@@ -323,6 +338,7 @@ class Run:
             return None
 
     def _check(self) -> None:
+        self.commit()
         self._tell(self._check_callback)
         self.sharing.collect()
         self._look()
@@ -334,6 +350,7 @@ class Run:
 
     def call(self, place: int, number: int, name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
         """A step in a fork asks for a method of the protocol to be called here; the result."""
+        self.commit()
         if name == "_store":
             args = tuple(getattr(self.protocol, attribute) for attribute in args)
         result = getattr(self.protocol, name)(*args, **kwargs)

@@ -68,6 +68,7 @@ class Workers:
 
     def _make(self, place: int) -> Optional[Fork]:
         run = self._run
+        run.commit()
         run.sharing.collect()
         others = [*self._forks.values(), *self._leaving]
         held = run.sharing.hold()
