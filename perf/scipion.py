@@ -172,10 +172,11 @@ def launch(folder: str, values: str) -> None:
     began = time.monotonic()
     project.launchProtocol(prot, wait=True)
     took = time.monotonic() - began
+    with open(prot.getStdoutLog()) as f, open(prot.getStderrLog()) as g:
+        log = f.read()
+        check(prot.isFinished(), f"{prot.getStatus()} {prot.getErrorMessage()}\n{log[-2000:]}\n{g.read()[-2000:]}")
     with open(prot._getExtraPath("seconds")) as f:
         seconds = float(f.read())
-    with open(prot.getStdoutLog()) as f:
-        log = f.read()
     print(json.dumps({
         "status": prot.getStatus(), "all": took, "steps": seconds, "sum": int(prot.outputSum),
         "processes": "mpsteps: step 1 runs in process" in log,

@@ -153,13 +153,18 @@ def run_one(project, protocols, kind, name, values):
         prot = project.newProtocol(cls, **values)
         done, seconds = _run(project, prot, kind)
         found = [describe(done)]
-        if kind == "processes" or done.isFailed() or all(s[2] == "finished" for s in found[0]["steps"]):
+        if kind == "processes" or done.isFailed() or _is_told(found[0]):
             break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
         done, _ = _run(project, prot, kind, again=True)
         found.append(describe(done))
     return found, seconds
+
+
+def _is_told(found):
+    stored = found["stored"]
+    return all(s[2] == "finished" for s in found["steps"]) and stored["_stepsDone"] == stored["_numberOfSteps"]
 
 
 def _run(project, prot, kind, again=False):
