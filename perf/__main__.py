@@ -12,7 +12,9 @@ import perf
 from perf._harness import Result, common_options, machine, print_machine, save
 from perf._summary import print_summary
 
-QUESTIONS = ("wide", "chain", "stencil", "metg", "speedup", "balance", "arrays", "coldstart", "million", "real")
+QUESTIONS = (
+    "wide", "chain", "stencil", "metg", "speedup", "balance", "arrays", "coldstart", "million", "real", "scipion",
+)  # fmt: skip
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

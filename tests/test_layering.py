@@ -70,6 +70,8 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("engines.inline", "_ipc.wire"): "only where something is taken back",
     ("cli", "cli.arguments"): "python -m mpsteps says what is missing before it loads anything else",
     ("cli.running", "demo.protocol"): "the demo needs numpy and more",
+    ("scipion.plugin", "scipion.executor"): "Scipion imports the plug-in in all its processes, few of which run steps",
+    ("scipion.executor", "scipion._run"): "likewise, of protocols with the mixin",
     ("demo.protocol", "demo.figures"): "matplotlib is loaded by the step that draws",
 }
 

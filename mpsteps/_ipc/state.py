@@ -84,6 +84,14 @@ class Tracker:
         self._line_up()
         return found
 
+    def look_again(self) -> None:
+        """Attributes that could not be looked at before (another thread was writing to them) are, as they are now."""
+        attributes = vars(self._target)
+        for name, mark in list(self._marks.items()):
+            if isinstance(mark, Mark) and mark.print is None and name in attributes:
+                self._remember(name, attributes[name])
+        self._names.clear()
+
     def unchanged(self) -> bool:
         """Whether `changes` would surely find nothing: everything is as it was when it was lined up last."""
         attributes = vars(self._target)

@@ -127,6 +127,16 @@ def unpack(parcel: bytes, anchor: Any = None) -> Any:
     return _AnchoredUnpickler(buffer, anchor).load()
 
 
+_reducers: List[Callable[[Any, bool], Any]] = []
+
+
+def add_reducer(reduce: Callable[[Any, bool], Any]) -> None:
+    """From now on `reduce(obj, for_fingerprint)` is asked first how an object is pickled in this process: what it
+    returns is as in `pickle.Pickler.reducer_override`. Asked once, however often it is added."""
+    if reduce not in _reducers:
+        _reducers.append(reduce)
+
+
 def _reduce_code(code: types.CodeType) -> Any:
     """cloudpickle 3.1.2 and later call the file of every function '<dynamic-code>': tracebacks would not say where."""
     make, args = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
@@ -144,6 +154,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
         """cloudpickle would send the content of an open file in its place: a copy that passes for the file."""
         if isinstance(obj, io.TextIOWrapper):
             raise TypeError("cannot pickle an open file")
+        for reduce in _reducers:
+            found = reduce(obj, False)
+            if found is not NotImplemented:
+                return found
         return super().reducer_override(obj)
 
 
@@ -156,7 +170,13 @@ class _Fingerprinter(_Pickler):
     """Without `persistent_id`, which is called for every single object: what this writes is never read."""
 
     def reducer_override(self, obj: Any) -> Any:
-        return (str, ("anchor",)) if obj is self._anchor else super().reducer_override(obj)
+        if obj is self._anchor:
+            return str, ("anchor",)
+        for reduce in _reducers:
+            found = reduce(obj, True)
+            if found is not NotImplemented:
+                return found
+        return super().reducer_override(obj)
 
 
 def fingerprint(value: Any, anchor: Any) -> bytes:
