@@ -77,8 +77,9 @@ class PoolWork:
     def _made_engine(self, workers: int, cluster: Optional[Cluster], zygote: Optional[Spawner]) -> Engine:
         if cluster is None:
             return ProcessEngine(workers, self._setup, zygote=zygote)
-        from mpsteps.engines.dask import DaskBus
-        from mpsteps.engines.remote import RemoteEngine, about_pool
+        from mpsteps.engines.about import about_pool
+        from mpsteps.engines.dask.bus import DaskBus
+        from mpsteps.engines.remote import RemoteEngine
 
         engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool())
         engine.open_steps = lambda: self._coordinator.scheduler.open_steps

@@ -242,8 +242,9 @@ class _Session:
 
     @contextlib.contextmanager
     def _made_cluster(self, cluster: Cluster) -> Iterator[Engine]:
-        from mpsteps.engines.dask import DaskBus
-        from mpsteps.engines.remote import RemoteEngine, about_run
+        from mpsteps.engines.about import about_run
+        from mpsteps.engines.dask.bus import DaskBus
+        from mpsteps.engines.remote import RemoteEngine
 
         with about_run(self.directory, ("mpsteps.protocol",)) as about:
             engine = RemoteEngine(

@@ -207,7 +207,7 @@ def test_what_is_no_engine_is_refused_before_anything_is_done(engine: str, tmp_p
 
 
 def test_a_scheduler_that_is_not_there_is_an_error_that_names_it(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mpsteps.engines.dask.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("mpsteps.engines.dask.bus.CONNECT_SECONDS", 1.0)
     with pytest.raises(EngineError, match=r"no Dask scheduler at tcp://127\.0\.0\.1:9"):
         insert_and_run(tmp_path, lambda self: self._insertFunctionStep("nothing"), "tcp://127.0.0.1:9")
 
@@ -243,17 +243,17 @@ def test_a_run_directory_that_no_node_sees_is_an_error_that_says_what_to_do(
     shared: DaskCluster, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """As where the same path leads elsewhere: the file that the coordinator has put there is not there."""
-    import mpsteps.engines.remote as remote
+    import mpsteps.engines.about as about_module
 
-    about_run = remote.about_run
+    about_run = about_module.about_run
 
     @contextlib.contextmanager
     def elsewhere(*args: Any) -> Iterator[Any]:
         with about_run(*args) as about:
             yield {**about, "proof": (str(tmp_path / "not-there"), "x")}
 
-    monkeypatch.setattr(remote, "about_run", elsewhere)
-    monkeypatch.setattr(remote, "SEE_SECONDS", 0.1)
+    monkeypatch.setattr(about_module, "about_run", elsewhere)
+    monkeypatch.setattr(about_module, "SEE_SECONDS", 0.1)
     with pytest.raises(EngineError, match="must be on a file system that all nodes share, under the same path"):
         insert_and_run(tmp_path, lambda self: self._insertFunctionStep("nothing"), shared.address)
 
@@ -263,7 +263,7 @@ def test_a_node_that_does_not_see_the_run_directory_is_done_without(
     own: DaskCluster, tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
     """For real: on one node something else is mounted there. The other one runs everything."""
-    monkeypatch.setattr("mpsteps.engines.remote.SEE_SECONDS", 0.2)
+    monkeypatch.setattr("mpsteps.engines.about.SEE_SECONDS", 0.2)
     (tmp_path / "run").mkdir(mode=0o700)
     own.add(1, hide=tmp_path / "run")
     own.add(1)

@@ -112,7 +112,7 @@ def test_a_job_that_is_cancelled_in_the_middle_costs_its_step_and_resume_does_th
 
 def test_towards_the_end_of_its_walltime_a_job_is_drained_and_another_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     """What runs ends well; what comes after runs in a second job."""
-    monkeypatch.setattr("mpsteps.engines.dask.DRAIN_SHARE", 0.97)
+    monkeypatch.setattr("mpsteps.engines.dask.slurm.DRAIN_SHARE", 0.97)
 
     handler = logging.FileHandler(tmp_path / "log")
     logging.getLogger("mpsteps.engine").addHandler(handler)

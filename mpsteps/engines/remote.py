@@ -11,23 +11,15 @@
 To the coordinator a worker there is a worker: it has a number, a lane and one victim when it dies. What differs is the
 loss of a node. Then nobody can say which steps of its lanes had begun: those that were there and are not answered for
 are lost, unless they may be repeated (`rerun_on_loss`); those that were not sent yet go elsewhere.
-
-The bus knows nothing of steps. It tells `Joined`, `Said`, `Left`, `Drain`, `Broken`, `Note` by putting them into the
-inbox.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import platform
 import queue
-import sys
 import time
-import typing
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from mpsteps._core.steps import Node
 from mpsteps._ipc import wire
@@ -36,16 +28,12 @@ from mpsteps._ipc.blocks import Attachments
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import SHARE
 from mpsteps._machine import usable_memory
-from mpsteps._private_files import open_private
-from mpsteps._rundir import RunDirectory
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
+from mpsteps.engines.bus import Broken, Bus, Drain, Event, Joined, Left, Said
 from mpsteps.engines.carried import FromNode, ToNode
 from mpsteps.engines.frames import FrameReader, FrameWriter
-from mpsteps.engines.handle import last_log
 from mpsteps.errors import EngineError, InternalError
 
-SEE_SECONDS = 10.0
-"""A node may take so long to see what was just written to a shared file system: NFS keeps listings for seconds."""
 OTHERS_SECONDS = 2.0
 """When a node cannot run steps of this run, and there is no other, another one is waited for so long."""
 STOP_SECONDS = 8.0
@@ -54,65 +42,6 @@ SCALE_SECONDS = 1.0
 """How often it is looked whether more or fewer nodes are wanted."""
 
 logger = logging.getLogger("mpsteps.engine")
-
-
-class Joined(NamedTuple):
-    """There is a node with an agent that waits to be spoken to. `slots`: steps that it can run at a time."""
-
-    agent: int
-    name: str
-    slots: int
-
-
-class Said(NamedTuple):
-    """Bytes from an agent."""
-
-    agent: int
-    data: bytes
-
-
-class Left(NamedTuple):
-    """An agent cannot be reached any more."""
-
-    agent: int
-    why: str
-
-
-class Drain(NamedTuple):
-    """A node is to be left soon."""
-
-    agent: int
-
-
-class Broken(NamedTuple):
-    """There will be no more nodes; why, as a sentence."""
-
-    why: str
-
-
-class Note(NamedTuple):
-    """Something that a user wants to know."""
-
-    text: str
-
-
-Event = Union[Joined, Said, Left, Drain, Broken, Note, None]
-
-
-class Bus(typing.Protocol):
-    """Carries bytes to and from agents. All methods are called by the coordinator's thread."""
-
-    def open(self, inbox: queue.SimpleQueue[Event]) -> None:
-        """Begin to bring nodes up. Raises EngineError, with nothing left behind, if that cannot be done."""
-
-    def post(self, agent: int, data: bytes) -> None:
-        """Send bytes to an agent; after those that were sent before. Never blocks."""
-
-    def scale(self, open_steps: int, busy: Sequence[int]) -> None:
-        """So many steps wait or run; agents that have any."""
-
-    def close(self) -> None:
-        """End all nodes that were brought up, and all connections."""
 
 
 class _Node:
@@ -277,6 +206,10 @@ class RemoteEngine:
     def revoke(self, worker: int) -> None:
         """Take back what is not begun; `wait` tells which steps are back."""
         self._tell(worker, "revoke")
+
+    def log(self, worker: int) -> Optional[str]:
+        """None: what a worker of another node writes is seen here when its step has ended."""
+        return None
 
     def running(self, worker: int) -> Optional[int]:
         """The step that a worker has begun, as its agent said when it was asked last; it is asked again."""
@@ -545,37 +478,6 @@ class RemoteEngine:
             self._workers.clear()
             self._happened.clear()
             self._attachments.close()
-
-
-@contextlib.contextmanager
-def about_run(directory: RunDirectory, preload: Sequence[str]) -> Iterator[Dict[str, Any]]:
-    """What agents must know of a run. While this lasts, there is a file by which they see that its directory is the
-    same one there."""
-    proof = os.path.join(directory.path, f"nodes.proof-{os.getpid()}")
-    content = os.urandom(16).hex()
-    fd = open_private(proof, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with open(fd, "w") as f:
-        f.write(content)
-    try:
-        yield {
-            **_about(preload), "run": directory.path, "proof": (proof, content), "folder": directory.tmp,
-            "first_log": last_log(directory.logs),
-        }  # fmt: skip
-    finally:
-        os.unlink(proof)
-
-
-def about_pool() -> Dict[str, Any]:
-    """What agents must know of a pool: its steps need no files of ours."""
-    return {**_about(()), "run": "", "proof": ("", ""), "folder": "", "first_log": 0}
-
-
-def _about(preload: Sequence[str]) -> Dict[str, Any]:
-    path = [os.path.abspath(entry or os.curdir) for entry in sys.path]
-    return {
-        "python": platform.python_version_tuple()[:2], "version": sys.modules["mpsteps"].__version__, "path": path,
-        "cwd": os.getcwd(), "patience": SEE_SECONDS, "preload": tuple(preload),
-    }  # fmt: skip
 
 
 def _no_room(reply: Message) -> Message:
