@@ -33,6 +33,9 @@ doubt        [id, ...]                                         a resume found th
 ended        status, time, message                             a session ends; message is '' or says why it failed
 ============ ================================================= ======================================================
 
+The dict of `protocol` also has what there was for the steps: cores, memory (bytes), gpus (groups of cards), needs
+(method -> [cpus, bytes, cards] that it declares), learned (method -> bytes that are counted though not declared).
+
 The order of records matters between frames only (and that of `published` and `finished`: in this order changes of self
 became true): `result` and `changed` belong in the frame of their `finished`, so
 that a crash keeps all of them or none. A new kind or field needs a new format version: a reader refuses what it does
