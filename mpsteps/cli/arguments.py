@@ -85,6 +85,14 @@ _REPORT_EXAMPLE = """\
 example:
   mpsteps report Runs/000001_ProtCtf -o report.html"""
 
+_STOP_TEXT = """\
+End a run of another process of yours on this machine, as Ctrl-C in its terminal does: no further step starts, those
+that run come to their end and are recorded. Then `mpsteps resume` continues it. A second `stop` ends the running steps,
+as --now does. Exit code 0 when it has ended, also if it had before."""
+_STOP_EXAMPLE = """\
+example:
+  mpsteps stop Runs/000001_ProtCtf"""
+
 _DOCTOR_TEXT = """\
 Look at what this machine gives: cores that may really be used (affinity, cgroup, Slurm), memory, shared memory, how
 workers start and why so, BLAS threads in a worker, limits, this folder's disk, versions; then run real steps for a few
@@ -113,6 +121,7 @@ COMMANDS = {
     "top": ("mpsteps.cli.top", "top_command"),
     "report": ("mpsteps.cli.views", "report_command"),
     "trace": ("mpsteps.cli.views", "trace_command"),
+    "stop": ("mpsteps.cli.stop", "stop_command"),
     "doctor": ("mpsteps.cli.doctor", "doctor_command"),
     "demo": ("mpsteps.cli.running", "demo_command"),
 }
@@ -185,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     trace = add("trace", "write a run as a Chrome/Perfetto trace", _TRACE_TEXT, _TRACE_EXAMPLE)
     trace.add_argument("run", metavar="RUN", help=_RUN)
     _add_output(trace, ".trace.json")
+    stop = add("stop", "end a run of another process", _STOP_TEXT, _STOP_EXAMPLE)
+    stop.add_argument("run", metavar="RUN", help=_RUN)
+    stop.add_argument("--now", action="store_true", help="end the steps that run, too (as SIGTERM does)")
+    stop.add_argument("--no-wait", action="store_true", help="do not wait until it has ended")
     doctor = add("doctor", "see what this machine gives", _DOCTOR_TEXT, _DOCTOR_EXAMPLE)
     doctor.add_argument("--threads", metavar="N", type=_count, help="worker processes for the self-test (default: the "
                         "cores that may be used, at most 8)")
