@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from typing import Any
 
 import psutil
@@ -12,6 +13,8 @@ from mpsteps._rundir import RunDirectory
 from mpsteps.cli import output
 from mpsteps.cli.history import coordinator_lives, last_session, open_run
 from mpsteps.errors import UsageError
+
+_INTERVAL = 0.05  # seconds between two looks
 
 
 def stop_command(args: Any) -> int:
@@ -29,7 +32,9 @@ def stop_command(args: Any) -> int:
         how = "its running steps are ended" if args.now else "its running steps may come to their end (--now ends them)"
         output.note(f"mpsteps stop: pid {coordinator.pid} is told to stop, {how}")
         if not args.no_wait:
-            coordinator.wait()
+            # Not `wait`: to that, a process is there until whoever has started it looks after it.
+            while coordinator.is_running() and coordinator.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_INTERVAL)
     except psutil.NoSuchProcess:
         pass  # it has ended by itself in this moment
     except psutil.AccessDenied:
