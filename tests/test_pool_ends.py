@@ -425,4 +425,5 @@ with StepPool(1) as pool:
 def test_the_first_new_process_is_started_before_most_modules_are_loaded() -> None:
     """It loads modules itself, for as long as this process does: one after the other, a pool took twice as long."""
     run = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60, check=True)
-    assert run.stdout == "[]\n3\n", run.stdout + run.stderr
+    lines = run.stdout.splitlines()  # the platform module of old Pythons starts a program as well, later
+    assert (lines[0], lines[-1]) == ("[]", "3"), run.stdout + run.stderr
