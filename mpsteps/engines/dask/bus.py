@@ -127,7 +127,7 @@ class DaskBus:
             self._address, security = await self._open_source()
             try:
                 self._client = await self._connect(security)
-            except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
+            except Exception as error:  # whatever goes wrong in Dask
                 raise EngineError(
                     f"there is no Dask scheduler at {self._address} ({type(error).__name__}: {error}): look whether it "
                     "runs, and whether it is tcp:// or tls:// (then Dask's configuration must name the certificates)"
