@@ -131,14 +131,15 @@ class _Session:
         self.directory = place.directory
         self.cluster: Optional[Cluster] = None
         self.cluster_given = engine.given() if isinstance(engine, Cluster) else None
-        self.workers = protocol.getScipionThreads()
+        self.workers = self.threads = protocol.getScipionThreads()
         if isinstance(engine, Cluster):
             self.cluster = shares(engine, self.workers) if engine.where == "dask" else engine
             self.engine_name = engine.where
+            self.workers = (self.cluster.workers or 1) * (self.cluster.cores or self.workers)
         else:
             self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
             if self.engine_name == "inline":
-                self.workers = 1
+                self.workers = self.threads = 1
         self.listeners = listeners
         self.durability = durability
         self.in_doubt = in_doubt
@@ -316,7 +317,7 @@ class _Session:
             "class": type(protocol).__name__,
             "target": target_of(protocol),
             "params": {k: v if wire.is_plain(v) else str(v) for k, v in protocol.getDefinitionDict().items()},
-            "threads": self.workers,
+            "threads": self.threads,
             "engine": self.engine_name,
             "cluster": self.cluster_given,
             "python": platform.python_version(),

@@ -26,6 +26,8 @@ ALIVE_SECONDS = 5.0
 """... and one that is spoken to already, in this."""
 NEWS_SECONDS = 0.1
 """... and the connection to one that has died is closed after this at the latest, on any network that is up."""
+REST_SECONDS = 0.5
+"""What is left of Dask in this process may take so long to come to its end."""
 LOOK_SECONDS = (0.05, 1.0)
 """How often it is looked for new Dask workers: while there is none yet, and later."""
 SILENCE_SECONDS = 15.0
@@ -125,7 +127,7 @@ class DaskBus:
             self._address, security = await self._open_source()
             try:
                 self._client = await self._connect(security)
-            except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
+            except Exception as error:  # whatever goes wrong in Dask
                 raise EngineError(
                     f"there is no Dask scheduler at {self._address} ({type(error).__name__}: {error}): look whether it "
                     "runs, and whether it is tcp:// or tls:// (then Dask's configuration must name the certificates)"
@@ -294,6 +296,9 @@ class DaskBus:
             except (OSError, asyncio.TimeoutError):
                 pass  # the scheduler is gone
         await self._source.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        if rest:  # connections of Dask's that are just closing; were they cancelled, each would say so
+            await asyncio.wait(rest, timeout=REST_SECONDS)
 
 
 async def _write(agent: _Agent, pipe: Pipe) -> None:
