@@ -133,10 +133,12 @@ def content(path):
 
 def executor_for(prot, kind):
     """As runProtocolMain chooses it."""
-    from pyworkflow.protocol import ThreadStepExecutor
+    from pyworkflow.protocol import StepExecutor, ThreadStepExecutor
 
     from mpsteps.scipion import ProcessStepExecutor
 
+    if prot.modeSerial() or prot.numberOfThreads.get() < 2:
+        return StepExecutor(prot.getHostConfig(), gpuList=prot.getGpuList())
     cls = {"threads": ThreadStepExecutor, "processes": ProcessStepExecutor}[kind]
     return cls(prot.getHostConfig(), prot.numberOfThreads.get() - 1, gpuList=prot.getGpuList())
 
@@ -185,7 +187,8 @@ def _run(project, prot, kind, again=False):
     return run, seconds
 
 
-def main(kind, folder, names):
+def shorten_pauses():
+    """Of pyworkflow's executors."""
     from pyworkflow.protocol import executor
 
     class Time:
@@ -193,8 +196,12 @@ def main(kind, folder, names):
         def sleep(seconds):
             time.sleep(min(seconds, 0.02))
 
+    executor.time = Time
+
+
+def main(kind, folder, names):
     if kind == "threads" and not os.environ.get("SHAPES_REAL_TIME"):
-        executor.time = Time
+        shorten_pauses()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     project, protocols = open_project(folder)
     found, seconds = {}, {}
