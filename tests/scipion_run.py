@@ -155,7 +155,7 @@ def run_one(project, protocols, kind, name, values):
         prot = project.newProtocol(cls, **values)
         done, seconds = _run(project, prot, kind)
         found = [describe(done)]
-        if kind == "processes" or done.isFailed() or _is_told(found[0]):
+        if kind == "processes" or done.isFailed() or is_told(found[0]):
             break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
@@ -164,7 +164,8 @@ def run_one(project, protocols, kind, name, values):
     return found, seconds
 
 
-def _is_told(found):
+def is_told(found):
+    """Whether all that a finished run did is recorded."""
     stored = found["stored"]
     return all(s[2] == "finished" for s in found["steps"]) and stored["_stepsDone"] == stored["_numberOfSteps"]
 

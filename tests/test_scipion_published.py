@@ -31,8 +31,9 @@ def found(tmp_path_factory):
         script = os.path.join(scipion_run.HERE, "scipion_published.py")
         done = subprocess.run(
             [sys.executable, script, kind, str(folder)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            env=scipion_run.environment(str(folder), SCIPION_DOMAIN="pwem"), cwd=str(folder), timeout=110,
-            stderr=subprocess.STDOUT, text=True, check=False,
+            env=scipion_run.environment(
+                str(folder), SCIPION_DOMAIN="pwem", TOMOSEGMEMTV_HOME=str(folder / "programs")
+            ), cwd=str(folder), timeout=110, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-8000:]
         outcomes[kind] = json.loads((folder / "outcomes.json").read_text())
