@@ -38,6 +38,7 @@ RUNS = {
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
 
+MIXED = {"mixed": ("ShapeMixed", {"n": 6})}
 # what only the guard in a fork sees
 HIDDEN = {
     "hidden-" + mode: ("ShapeHides", {"mode": mode})
@@ -133,11 +134,11 @@ def content(path):
 
 def executor_for(prot, kind):
     """As runProtocolMain chooses it."""
-    from pyworkflow.protocol import StepExecutor, ThreadStepExecutor
+    from pyworkflow.protocol import STEPS_SERIAL, StepExecutor, ThreadStepExecutor
 
     from mpsteps.scipion import ProcessStepExecutor
 
-    if prot.modeSerial() or prot.numberOfThreads.get() < 2:
+    if prot.stepsExecutionMode == STEPS_SERIAL or prot.numberOfThreads.get() < 2:
         return StepExecutor(prot.getHostConfig(), gpuList=prot.getGpuList())
     cls = {"threads": ThreadStepExecutor, "processes": ProcessStepExecutor}[kind]
     return cls(prot.getHostConfig(), prot.numberOfThreads.get() - 1, gpuList=prot.getGpuList())
@@ -207,7 +208,7 @@ def main(kind, folder, names):
     project, protocols = open_project(folder)
     found, seconds = {}, {}
     for name in names or RUNS:
-        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN}[name]
+        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN, **MIXED}[name]
         found[name], seconds[name] = run_one(project, protocols, kind, *what)
     with open(os.path.join(folder, "outcomes.json"), "w") as f:
         json.dump(found, f, sort_keys=True, indent=1)
