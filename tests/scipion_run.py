@@ -38,6 +38,7 @@ RUNS = {
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
 
+MIXED = {"mixed": ("ShapeMixed", {"n": 6})}
 # what only the guard in a fork sees
 HIDDEN = {
     "hidden-" + mode: ("ShapeHides", {"mode": mode})
@@ -133,10 +134,12 @@ def content(path):
 
 def executor_for(prot, kind):
     """As runProtocolMain chooses it."""
-    from pyworkflow.protocol import ThreadStepExecutor
+    from pyworkflow.protocol import STEPS_SERIAL, StepExecutor, ThreadStepExecutor
 
     from mpsteps.scipion import ProcessStepExecutor
 
+    if prot.stepsExecutionMode == STEPS_SERIAL or prot.numberOfThreads.get() < 2:
+        return StepExecutor(prot.getHostConfig(), gpuList=prot.getGpuList())
     cls = {"threads": ThreadStepExecutor, "processes": ProcessStepExecutor}[kind]
     return cls(prot.getHostConfig(), prot.numberOfThreads.get() - 1, gpuList=prot.getGpuList())
 
@@ -153,7 +156,7 @@ def run_one(project, protocols, kind, name, values):
         prot = project.newProtocol(cls, **values)
         done, seconds = _run(project, prot, kind)
         found = [describe(done)]
-        if kind == "processes" or done.isFailed() or _is_told(found[0]):
+        if kind == "processes" or done.isFailed() or is_told(found[0]):
             break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
@@ -162,7 +165,8 @@ def run_one(project, protocols, kind, name, values):
     return found, seconds
 
 
-def _is_told(found):
+def is_told(found):
+    """Whether all that a finished run did is recorded."""
     stored = found["stored"]
     return all(s[2] == "finished" for s in found["steps"]) and stored["_stepsDone"] == stored["_numberOfSteps"]
 
@@ -185,7 +189,8 @@ def _run(project, prot, kind, again=False):
     return run, seconds
 
 
-def main(kind, folder, names):
+def shorten_pauses():
+    """Of pyworkflow's executors."""
     from pyworkflow.protocol import executor
 
     class Time:
@@ -193,13 +198,17 @@ def main(kind, folder, names):
         def sleep(seconds):
             time.sleep(min(seconds, 0.02))
 
+    executor.time = Time
+
+
+def main(kind, folder, names):
     if kind == "threads" and not os.environ.get("SHAPES_REAL_TIME"):
-        executor.time = Time
+        shorten_pauses()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     project, protocols = open_project(folder)
     found, seconds = {}, {}
     for name in names or RUNS:
-        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN}[name]
+        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN, **MIXED}[name]
         found[name], seconds[name] = run_one(project, protocols, kind, *what)
     with open(os.path.join(folder, "outcomes.json"), "w") as f:
         json.dump(found, f, sort_keys=True, indent=1)

@@ -1,6 +1,6 @@
 """Protocols for real pyworkflow, one for each shape that parallel protocols of published plug-ins have.
 
-They know nothing of mpsteps. Each leaves what it came to in outputs and in `extra/result.json`, so that a run in
+They know nothing of mpsteps, but for the one with the mixin. Each leaves what it came to in outputs and in `extra/result.json`, so that a run in
 threads can be compared with one in processes.
 """
 
@@ -18,12 +18,18 @@ from pyworkflow.protocol import params
 from pyworkflow.utils import Environ
 from pyworkflowtests.objects import MockImage, MockSetOfImages
 
+from mpsteps.scipion import ProcessSteps
+
 
 class ShapeBase(pwprot.Protocol):
     """What they have in common: `n` items and three threads."""
 
     _label = None
     stepsExecutionMode = pwprot.STEPS_PARALLEL
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.stepsExecutionMode = pwprot.STEPS_PARALLEL  # as pyworkflow 3.8 wants it
 
     def _defineParams(self, form):
         form.addSection(label="Input")
@@ -80,6 +86,12 @@ class ShapeFills(ShapeBase):
             lasts=[getattr(self, f"last{i}").get() for i in self.items()],
         )
         self._defineOutputs(outputTotal=pwobj.Integer(sum(self.counts.values())))
+
+
+class ShapeMixed(ProcessSteps, ShapeFills):
+    """The same with the mixin."""
+
+    _label = "mixed"
 
 
 class ShapeLockOutputs(ShapeBase):

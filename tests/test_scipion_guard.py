@@ -65,6 +65,17 @@ def test_a_step_that_is_named_runs_in_the_main_process(tmp_path, monkeypatch):
     assert "(hideStep) runs in the main process: MPSTEPS_LOCAL names it" in log
 
 
+def test_the_mixin_needs_no_variable(tmp_path):
+    """One protocol, given a ThreadStepExecutor."""
+    require_pyworkflow()
+    found, log = outcomes("threads", tmp_path, ["mixed", "fills"])
+
+    assert found["mixed"][0]["status"] == "finished"
+    assert found["mixed"][0]["result"] == found["fills"][0]["result"]
+    assert log.count("mpsteps: ProcessStepExecutor in the place of ThreadStepExecutor") == 1
+    assert "mpsteps: step 2 runs in process" in log
+
+
 @pytest.mark.once
 def test_mpsteps_works_without_pyworkflow_and_says_who_needs_it():
     """Nothing of it is imported for anything else."""

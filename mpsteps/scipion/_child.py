@@ -21,6 +21,7 @@ from mpsteps._surroundings import Surroundings
 from mpsteps.errors import MpstepsError, SerializationError
 from mpsteps.scipion import _guard
 from mpsteps.scipion._forks import END_SIGNAL, Channel
+from mpsteps.scipion._gpus import needs_gpu
 from mpsteps.scipion._listing import name_of
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Child:
         step = self._steps[number - 1]
         self._take_in(news)
         thread: Any = threading.current_thread()
-        thread.thId, thread.needsGPU = thread_id, step.needsGPU  # where pyworkflow looks for them
+        thread.thId, thread.needsGPU = thread_id, lambda: needs_gpu(step)  # where pyworkflow looks for them
         self._executor.gpuDict = {} if gpus is None else {thread_id: list(gpus)}
         before = _scalars(step)
         self._channel.send(("begun", number))

@@ -6,6 +6,8 @@ import logging
 import threading
 from typing import Any, Callable, Optional
 
+from mpsteps.scipion._gpus import needs_gpu
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,7 +26,7 @@ class MainStep(threading.Thread):
 
     def needsGPU(self) -> bool:
         """Whether its step does."""
-        return bool(self.step.needsGPU())
+        return needs_gpu(self.step)
 
     def run(self) -> None:
         """In the thread."""

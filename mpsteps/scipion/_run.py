@@ -32,18 +32,16 @@ from mpsteps._core.events import (
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import LOCAL, Demand, Status
-from mpsteps.errors import PrerequisiteError, UsageError
+from mpsteps.errors import PrerequisiteError
 from mpsteps.scipion._choice import Choice
 from mpsteps.scipion._commits import Commits
+from mpsteps.scipion._gpus import GPU, Gpus
 from mpsteps.scipion._listing import Listing, name_of, store_new
 from mpsteps.scipion._main_steps import MainStep
 from mpsteps.scipion._sharing import Sharing
 from mpsteps.scipion._workers import Workers
 
 logger = logging.getLogger(__name__)
-
-_GPU = "gpu"
-
 
 class Run:
     """`protocol`'s `steps`, with Scipion's callbacks: `started(step)`, `finished(step)` (False: begin no more),
@@ -61,8 +59,8 @@ class Run:
         self._check_callback = check
         self._seconds = seconds
         slots = executor.numberOfProcs
-        self._gpus = len(executor.gpuDict)
-        self._scheduler = Scheduler(SlotPool(slots, tokens={_GPU: self._gpus}), ranked=False)
+        self._gpus = Gpus(executor)
+        self._scheduler = Scheduler(SlotPool(slots, tokens={GPU: self._gpus.slots}), ranked=False)
         self._choice = Choice(protocol)
         self._listing = Listing(steps, self._demand)
         self.sharing = Sharing(protocol, steps)
@@ -190,8 +188,8 @@ class Run:
         self.listen(self._wake_read, self._drain)
         insert = type(self.protocol)._Protocol__insertStep
 
-        def inserting(step: Any, prerequisites: Any = None) -> Any:
-            number = insert(self.protocol, step, prerequisites)
+        def inserting(*args: Any, **kwargs: Any) -> Any:
+            number = insert(self.protocol, *args, **kwargs)
             self.soon(self._look)
             return number
 
@@ -212,13 +210,7 @@ class Run:
     def _demand(self, step: Any) -> Demand:
         if self._choice.inserts(step):
             return Demand(local=True)
-        if self.executor.gpuList and step.needsGPU():
-            if not self._gpus:
-                raise UsageError(
-                    f"step {step} needs a GPU, and the list of GPUs has none that can be used: {self.executor.gpuList}"
-                )
-            return Demand(alone=True, tokens=((_GPU, 1),))
-        return Demand(alone=True)
+        return self._gpus.demand(step)
 
     def _look(self) -> None:
         for event in self._listing.look():
@@ -238,11 +230,8 @@ class Run:
         self._listing.begun(number)
         if not step.hasObjId():
             self._tell(store_new, self.protocol, self.steps)
-        thread_id = step.getObjId() or number
+        thread_id, gpus = self._gpus.book(place, number, step)
         self._running[number] = (place, thread_id, time.monotonic())
-        gpus = None
-        if self.executor.gpuList and step.needsGPU():
-            gpus = self.executor.getFreeGpuSlot(thread_id)
         step.setRunning()
         self._tell(self._started, step)
         why = self._choice.why_main(step, place == LOCAL, self._is_alone())
@@ -288,7 +277,7 @@ class Run:
             self.sharing.merge(place, number, None)
         for name, value in (values or {}).items():
             getattr(step, name).set(value)
-        self.executor.freeGpusSlot(thread_id)
+        self._gpus.free(thread_id)
         if error is not None:
             self._failed(place, number, step, error)
         elif step.isInteractive():
