@@ -1,7 +1,7 @@
 """Protocols for real pyworkflow, one for each shape that parallel protocols of published plug-ins have.
 
-They know nothing of mpsteps, but for the one with the mixin. Each leaves what it came to in outputs and in `extra/result.json`, so that a run in
-threads can be compared with one in processes.
+They know nothing of mpsteps, but for the one with the mixin. Each leaves what it came to in outputs and in
+`extra/result.json`, so that a run in threads can be compared with one in processes.
 """
 
 import json
