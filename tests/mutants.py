@@ -146,7 +146,8 @@ MUTANTS: dict[str, Mutant] = {
         "lanes", "{p: w for p, w in where.items() if w != worker}", "dict(list(where.items())[:1])"
     ),
     "sends a step across without a slot": Mutant(
-        "lanes", "                self.slots.take(-worker, PLAIN, worker)\n                begins", "                begins"
+        "lanes", "                self.slots.take(-worker, PLAIN, worker)\n                begins",
+        "                begins",
     ),
     "does not begin what it sends across": Mutant("lanes", "begins.append((worker, step))", "pass"),
     "follows steps of a lane that stalls": Mutant("lanes", "any(w not in lanes for w in where.values())", "False"),

@@ -93,7 +93,9 @@ def test_a_job_that_is_cancelled_in_the_middle_costs_its_step_and_resume_does_th
 
     def cancel() -> None:
         wait_for_file(folder / "a")
-        slurm("scancel", "--signal=KILL", "--full", *jobs("R"))
+        victims = jobs("R")
+        slurm("scancel", "--signal=KILL", "--full", *victims)
+        wait_until(lambda: not set(victims) & set(jobs("R")), "for the end of the job")
         (tmp_path / "go").touch()
 
     thread = threading.Thread(target=cancel)
