@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -258,6 +259,24 @@ def test_a_run_directory_that_no_node_sees_is_an_error_that_says_what_to_do(
         insert_and_run(tmp_path, lambda self: self._insertFunctionStep("nothing"), shared.address)
 
 
+@pytest.mark.parametrize(
+    ("told", "what"),
+    [({"version": "0.0.1"}, "its mpsteps is .*, the coordinator's 0.0"), ({"python": ("3", "7")}, "Python is .* 3.7")],
+)
+def test_a_node_with_another_mpsteps_or_python_is_not_used(
+    shared: DaskCluster, monkeypatch: Any, told: Any, what: str
+) -> None:
+    """What is pickled here could not be opened there, or would mean something else."""
+    import mpsteps.engines.about as about_module
+
+    about = about_module._about
+    monkeypatch.setattr(about_module, "_about", lambda preload: {**about(preload), **told})
+    with StepPool(engine=shared.address) as pool:
+        error = pool.submit(abs, 1).exception(SECONDS)
+    assert isinstance(error, EngineError)
+    assert re.search(what, str(error)), error
+
+
 @pytest.mark.skipif(not CAN_HIDE, reason="only root can hide a directory from one process (unshare -m)")
 def test_a_node_that_does_not_see_the_run_directory_is_done_without(
     own: DaskCluster, tmp_path: Path, monkeypatch: Any, caplog: Any
@@ -411,3 +430,12 @@ def test_a_node_that_is_asked_to_leave_is_drained(own: DaskCluster, tmp_path: Pa
         handler.close()
     assert protocol.isFinished(), protocol.getErrorMessage()
     assert sorted(notes(tmp_path / "notes")) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("distributed", "dask"), ("cryptography", "dask")])
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(missing: str, extra: str) -> None:
+    """One sentence, not the traceback of an import."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import mpsteps; mpsteps.StepPool(1, engine='dask')"
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert "UsageError: " in ended.stderr
+    assert f'pip install "mpsteps[{extra}]"' in ended.stderr.strip().splitlines()[-1]

@@ -1,6 +1,6 @@
 """Random kills on a cluster: Dask workers, agents and step workers die at any moment, until a run has come to its end.
 
-    MPSTEPS_KILLS=200 python -m pytest tests/test_dask_kills.py       (6 kills unless told)
+    MPSTEPS_KILLS=200 python -m pytest tests/test_dask_kills.py       (4 kills unless told)
 
 Every step notes that it was entered. Whatever dies: a step that finished is not entered again, one that was lost is
 entered again only by a resume, and nothing is missing in the end.
@@ -29,7 +29,7 @@ from mpsteps import EngineError
 
 pytestmark = [pytest.mark.once, pytest.mark.skipif(sys.platform != "linux", reason="looks at process trees")]
 
-KILLS = int(os.environ.get("MPSTEPS_KILLS", "6"))
+KILLS = int(os.environ.get("MPSTEPS_KILLS", "4"))
 NODES, STEPS = 2, 60
 
 
@@ -46,18 +46,24 @@ class Counted(Custom):
 
 
 class Killer(threading.Thread):
-    """Kills one process of the cluster after another, and puts a new node in the place of one that is gone."""
+    """Kills one process of the cluster after another, whenever steps have begun or ended since the last time, and puts
+    a new node in the place of one that is gone."""
 
-    def __init__(self, cluster: DaskCluster, seed: int) -> None:
+    def __init__(self, cluster: DaskCluster, path: Path, seed: int) -> None:
         super().__init__(name="killer")
         self.cluster = cluster
+        self.path = path
         self.random = random.Random(seed)
         self.over = threading.Event()
         self.killed: Dict[str, int] = {"node": 0, "agent": 0, "worker": 0}
 
     def run(self) -> None:
-        while not self.over.wait(self.random.uniform(0.05, 0.5)):
-            self.kill()
+        noted = 0
+        while not self.over.wait(self.random.uniform(0.02, 0.2)):
+            now = len(notes(self.path))
+            if now > noted and sum(self.killed.values()) < KILLS:  # on a slow machine nothing would ever come up
+                noted = now
+                self.kill()
             for worker in [w for w in self.cluster.workers if w.poll() is not None]:
                 self.cluster.workers.remove(worker)
                 self.cluster.add(2)
@@ -96,10 +102,11 @@ def test_whatever_dies_on_a_cluster_nothing_is_lost_and_nothing_done_twice(
     killed, round_ = 0, 0
     while killed < KILLS // 2 + 1:
         round_ += 1
-        killer = Killer(cluster, seed=1000 * repeatable + round_)
+        folder = tmp_path / f"run-{round_}"
+        killer = Killer(cluster, folder / "notes", seed=1000 * repeatable + round_)
         killer.start()
         try:
-            one_run(cluster, tmp_path / f"run-{round_}", repeatable, round_)
+            one_run(cluster, folder, repeatable, round_)
         finally:
             killer.over.set()
             killer.join()

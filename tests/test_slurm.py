@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("distributed", reason='clusters need Dask: pip install "mpsteps[dask]"')
 pytest.importorskip("dask_jobqueue", reason='jobs need dask-jobqueue: pip install "mpsteps[slurm]"')
 
+from engine_driver import alive
 from engine_steps import SECONDS, wait_for_file
 from protocols import Custom, notes, wait_until
 
@@ -59,7 +60,7 @@ class Slow(Custom):
     def slow(self, folder: str, name: str, release: str) -> None:
         again = os.path.exists(os.path.join(folder, name))
         self.note(name)
-        Path(folder, name).touch()
+        Path(folder, name).write_text(str(os.getpid()))
         if not again:
             wait_for_file(release)
 
@@ -96,8 +97,9 @@ def test_a_job_that_is_cancelled_in_the_middle_costs_its_step_and_resume_does_th
             self._insertFunctionStep("slow", str(folder), name, str(tmp_path / "go"), prerequisites=[])
 
     def cancel() -> None:
-        wait_for_file(folder / "a")
+        wait_until(lambda: (folder / "a").exists() and (folder / "a").read_text(), "for the step")
         slurm("scancel", "--signal=KILL", "--full", *jobs("R"))
+        wait_until(lambda: not alive(int((folder / "a").read_text())), "for the end of its worker")
         (tmp_path / "go").touch()
 
     thread = threading.Thread(target=cancel)

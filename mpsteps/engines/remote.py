@@ -146,6 +146,8 @@ class RemoteEngine:
 
     def _want(self, node: _Node, local: int) -> None:
         """A worker there waits to be set up."""
+        if node.draining:
+            return  # it would be the replacement of one that has died
         if not self._started:
             self._held.append((node, local))
             return
@@ -353,6 +355,7 @@ class RemoteEngine:
             self._happened.append(
                 WorkerGone(number, pid, exitcode, tuple(done), began, peak_kib, log, Failure(*why))
             )
+            self._let_go_if_empty(w.node)
         else:
             raise EngineError(f"an agent said {what!r}")
 

@@ -17,6 +17,8 @@ from mpsteps.engines.choice import Cluster, seconds_of
 from mpsteps.engines.dask.library import NO_PAGES, Security, Status, dask, get_ip, new_security
 from mpsteps.errors import EngineError, UsageError
 
+SUBMIT_SECONDS = 10.0
+"""A submission that is under way at the end may take so long."""
 IDLE_SECONDS = 60.0
 """A job without steps is given back after this, if fewer jobs are wanted."""
 DRAIN_SHARE, DRAIN_SECONDS = 0.1, 300.0
@@ -157,10 +159,10 @@ class SlurmJobs:
 
     async def close(self) -> None:
         """Cancel the jobs, end the scheduler."""
-        for task in self._tasks:
-            task.cancel()
+        if self._tasks:  # a submission that is cut in the middle would leave a job that nobody knows
+            await asyncio.wait(set(self._tasks), timeout=SUBMIT_SECONDS)
         if self._jobs is not None:
-            for job in self._jobs.workers.values():
+            for job in {*self._jobs.workers.values(), *getattr(self._jobs, "_created", ())}:
                 job.status = Status.closed  # its `close`, which is called now, forgets to say so, and Dask insists
             await self._jobs.close()
         if self._certificates:
