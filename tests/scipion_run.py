@@ -34,6 +34,7 @@ RUNS = {
     "functions": ("ShapeFunctions", {}),
     "live": ("ShapeLive", {}),
     "cpu": ("ShapeCpu", {}),
+    "scratch": ("ShapeScratch", {"n": 6}),
 }
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}

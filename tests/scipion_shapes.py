@@ -1,9 +1,10 @@
 """Protocols for real pyworkflow, one for each shape that parallel protocols of published plug-ins have.
 
-They know nothing of mpsteps, but for the one with the mixin. Each leaves what it came to in outputs and in `extra/result.json`, so that a run in
-threads can be compared with one in processes.
+They know nothing of mpsteps, but for the one with the mixin. Each leaves what it came to in outputs and in
+`extra/result.json`, so that a run in threads can be compared with one in processes.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -86,6 +87,27 @@ class ShapeFills(ShapeBase):
             lasts=[getattr(self, f"last{i}").get() for i in self.items()],
         )
         self._defineOutputs(outputTotal=pwobj.Integer(sum(self.counts.values())))
+
+
+class ShapeScratch(ShapeBase):
+    """Steps that use attributes as places for their own work, as they would local names; and one that nobody reads."""
+
+    _label = "scratch"
+
+    def _insertAllSteps(self):
+        self.sums = {}
+        deps = [self._insertFunctionStep(self.workStep, i, prerequisites=[]) for i in self.items()]
+        self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
+
+    def workStep(self, i):
+        self.current = f"item {i}"
+        self.width = i * 7
+        self.handle = ctypes.pointer((ctypes.c_int * i)())
+        time.sleep(0.05)
+        self.sums[i] = i  # in threads the others may be those of another step by now
+
+    def createOutputStep(self):
+        self.note(sums={str(k): v for k, v in self.sums.items()}, kind=self.current[:4])
 
 
 class ShapeMixed(ProcessSteps, ShapeFills):
@@ -360,10 +382,10 @@ class ShapeLive(ShapeBase):
         self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
 
     def makeStep(self):
-        self.projector = memoryview(bytearray(b"12345"))
+        self.projector = ctypes.pointer((ctypes.c_int * 3)(50, 60, 70))
 
     def useStep(self, i):
-        self.sums[i] = sum(self.projector) + i
+        self.sums[i] = sum(self.projector.contents) + i
 
     def bookStep(self, i):
         self.book.enter(i)
@@ -454,7 +476,7 @@ class ShapeHides(ShapeBase):
         self.ran.append(i)
 
     def createOutputStep(self):
-        self.note(ran=sorted(self.ran))
+        self.note(ran=sorted(self.ran), others=[hasattr(self, "handle"), hasattr(self, "table")])
 
 
 def _call(name, *args):

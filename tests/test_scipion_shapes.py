@@ -104,4 +104,6 @@ def test_the_log_says_where_each_step_ran(processes):
     assert "(itemStep) runs in the main process: it uses _closeOutputSet" not in log
     assert "mpsteps: step 1 runs in process" in log
     assert "self.book has a lock of its own: threads share it" in log
+    assert "ran at the same time and both set self.current: the last one wins" in log
+    assert "what it put into self.handle stays in its process: nobody else uses it" in log
     assert "nothing can run beside it, and it sets attributes of the protocol" in log

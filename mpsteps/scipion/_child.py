@@ -38,6 +38,7 @@ class Child:
         self._protocol = run.protocol
         self._steps: List[Any] = run.steps
         self._executor = run.executor
+        self._choice = run.choice
         self._tracker: state.Tracker = run.sharing.tracker
         self._databases = databases
         self._channel = channel
@@ -95,7 +96,17 @@ class Child:
 
     def _changes(self) -> Optional[bytes]:
         changes = self._tracker.changes()
-        return state.pack_changes(changes, self._protocol) if changes else None
+        while changes:
+            try:
+                return state.pack_changes(changes, self._protocol)
+            except SerializationError as problem:
+                name = problem.part.partition("'")[2].rstrip("'")
+                if not self._choice.is_private(name, self._steps[self._id - 1]):
+                    raise
+                logger.info("mpsteps: step %s: what it put into self.%s stays in its process: nobody else uses it",
+                            self._where(), name)  # fmt: skip
+                changes = [change for change in changes if change[1] != name]
+        return None
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, SystemExit):

@@ -61,7 +61,7 @@ class Run:
         slots = executor.numberOfProcs
         self._gpus = Gpus(executor)
         self._scheduler = Scheduler(SlotPool(slots, tokens={GPU: self._gpus.slots}), ranked=False)
-        self._choice = Choice(protocol)
+        self.choice = self._choice = Choice(protocol)
         self._listing = Listing(steps, self._demand)
         self.sharing = Sharing(protocol, steps)
         self._workers = Workers(self)
