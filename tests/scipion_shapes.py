@@ -375,6 +375,8 @@ class ShapeLive(ShapeBase):
 
     def _insertAllSteps(self):
         self.book = Book()
+        self.images = {i: MockImage() for i in self.items()}
+        self.first = MockImage()
         self.sums = {}
         first = self._insertFunctionStep(self.makeStep)
         deps = [self._insertFunctionStep(self.useStep, i, prerequisites=[first]) for i in self.items()]
@@ -385,13 +387,19 @@ class ShapeLive(ShapeBase):
         self.projector = ctypes.pointer((ctypes.c_int * 3)(50, 60, 70))
 
     def useStep(self, i):
+        self.images[i].setLocation(i, f"stack{i}.mrc")
+        if i == 1:
+            self.first.setSamplingRate(2.5)
         self.sums[i] = sum(self.projector.contents) + i
 
     def bookStep(self, i):
         self.book.enter(i)
 
     def createOutputStep(self):
-        self.note(sums={str(k): v for k, v in self.sums.items()}, book=sorted(self.book.entries))
+        self.note(
+            images={str(i): image.getLocation() for i, image in self.images.items()}, rate=self.first.getSamplingRate(),
+            sums={str(k): v for k, v in self.sums.items()}, book=sorted(self.book.entries),
+        )
 
 
 class Book:
