@@ -86,9 +86,7 @@ class Child:
         except BaseException as error:
             self._fail(number, error)
         else:
-            self._flush()
-            self._channel.send(("done", number, parcel, changed))
-        self._surroundings.put_back()
+            self._reply("done", number, parcel, changed)
 
     def _take_in(self, news: List[bytes]) -> None:
         for parcel in news:
@@ -117,8 +115,13 @@ class Child:
         else:
             text = str(error) or type(error).__name__
         logger.error("Step %s failed in process %d.", self._where(), os.getpid(), exc_info=error)
+        self._reply("failed", number, text)
+
+    def _reply(self, *message: Any) -> None:
+        """The end of a step, and why this process can run no other ('': it can)."""
+        _, problem = self._surroundings.put_back()
         self._flush()
-        self._channel.send(("failed", number, text))
+        self._channel.send((*message, problem))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -294,6 +294,8 @@ class Run:
     def merge(self, place: int, number: int, parcel: Optional[bytes], goes_on: bool = False) -> Optional[str]:
         """Take in what a step changed; why that cannot be done, or None."""
         try:
+            if self._in_main and parcel is not None:
+                self.sharing.collect()  # what steps here have changed meanwhile must be known as theirs
             self.sharing.merge(place, number, parcel, goes_on)
             return None
         except Exception as problem:  # StateConflict, or what the user's classes do when they are loaded

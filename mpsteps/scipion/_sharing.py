@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import weakref
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
 
@@ -33,7 +32,8 @@ FRAMEWORK = frozenset({
     "_Protocol__insertStep", "_Protocol__filenamesDict", "_objValue", "_objParent", "_objId", "_objParentId",
 })  # fmt: skip
 """Attributes of a protocol that pyworkflow keeps itself; `mpsteps` and Scipion's callbacks see to them here."""
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 1.0
+"""Who holds the protocol's lock for longer works under it; a fork does without, and has what there is."""
 
 _databases: weakref.WeakSet[Any] = weakref.WeakSet()
 _registering = False
@@ -92,8 +92,6 @@ class Sharing:
             if not goes_on:
                 self._log.settle(number)
             return
-        if threading.active_count() > 1:
-            self.collect()
         self._log.merge(worker, number, parcel, goes_on)
 
     # ----------------------------------------------------------- changes made here
