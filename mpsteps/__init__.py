@@ -17,6 +17,7 @@ _HOMES = {
     "mpsteps.steps": ("ResultOf", "Step", "step"),
     "mpsteps.pool": ("StepPool",),
     "mpsteps._shared_array": ("shared_array",),
+    "mpsteps.engines.choice": ("Cluster",),
     "mpsteps.report": ("RunReport", "StepReport"),
     "mpsteps.listeners": ("Listener",),
     "mpsteps.form": ("Form",),
@@ -66,6 +67,7 @@ def __dir__() -> list[str]:
 if typing.TYPE_CHECKING:
     from mpsteps._shared_array import shared_array as shared_array
     from mpsteps.constants import *  # noqa: F403
+    from mpsteps.engines.choice import Cluster as Cluster
     from mpsteps.errors import *  # noqa: F403
     from mpsteps.form import Form as Form
     from mpsteps.listeners import Listener as Listener

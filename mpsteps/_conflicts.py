@@ -11,14 +11,16 @@ from mpsteps.errors import StateConflict
 from mpsteps.report import shorten
 
 
-def state_conflict(conflict: Conflict, step: str, other: str) -> StateConflict:
-    """The exception for `step`, which changed what `other` had changed without its knowledge. The first item of the
-    conflict's path is the attribute."""
+def state_conflict(conflict: Conflict, step: str, other: str, partly: bool = False) -> StateConflict:
+    """The exception for `step`, which changed what `other` (with the word 'step', if it is one) had changed without its
+    knowledge. The first item of the conflict's path is the attribute. `partly`: what it had changed before it last took
+    or left the lock is there."""
     place = _place(conflict.path)
+    since = " since it last took or left self._lock" if partly else ""
     return StateConflict(
-        f"step {step} and {other if other == 'the main process' else f'step {other}'} ran at the same time and both "
-        f"changed {place}: the latter {_did(conflict.theirs)}, the former {_did(conflict.mine)}. Nothing of what step "
-        f"{step} changed on self was taken over. Make one wait for the other (prerequisites), or let each step write "
+        f"step {step} and {other} ran at the same time and both changed {place}: the latter {_did(conflict.theirs)}, "
+        f"the former {_did(conflict.mine)}. Nothing of what step {step} changed on self{since} was taken over. Make "
+        "one wait for the other (prerequisites), or let both do it under 'with self._lock:', or let each step write "
         "under a key of its own, append to a list or add with += (for arrays, mpsteps.shared_array)"
     )
 

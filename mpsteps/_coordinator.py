@@ -42,6 +42,7 @@ from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
+from mpsteps._logging_relay import hand_on
 from mpsteps._memory_watch import MemoryWatch
 from mpsteps._rests import Rests
 from mpsteps._work import Work
@@ -217,7 +218,9 @@ class Coordinator:
             self._runs = self._run_of[worker] = self._runs + 1
             heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
         memory = self.scheduler.memory_of(step)
-        if memory and worker != LOCAL and self.engine.by_value:
+        if memory and worker != LOCAL and self.engine.elsewhere:
+            self.engine.limit_memory(worker, step, memory)
+        elif memory and worker != LOCAL and self.engine.by_value:
             self._memory.begin(worker, step, self.scheduler.attempt(step), self.engine.pid(worker), memory)
 
     def _relieve_stalled(self, now: float) -> None:
@@ -288,7 +291,7 @@ class Coordinator:
                 self._apart[happening.worker] = happening.apart
         elif isinstance(happening, WorkerUp):
             self.work.worker_up(happening.worker, happening.pid)
-            self.handle(WorkerReady(happening.worker))
+            self.handle(WorkerReady(happening.worker, happening.node))
         elif isinstance(happening, WorkerGone):
             self._worker_gone(happening)
         elif isinstance(happening, EngineFailed):
@@ -364,6 +367,11 @@ class Coordinator:
         if what == wire.REQUEST:
             answer = self.work.answer(worker, *message[1:])
             self.engine.send(worker, [(-wire.ANSWER, answer)])
+        elif what in (wire.CHANGED, wire.LOCK, wire.UNLOCK):
+            self.work.told(worker, message)
+        elif what == wire.LOGGED:
+            for record in message[1]:
+                hand_on(record)
         else:
             raise InternalError(f"worker {worker} said {message!r}")
 
@@ -391,7 +399,7 @@ class Coordinator:
         self._heads.pop(worker, None)
         self._memory.end(worker)
         if gone.began is not None:
-            failure = why or self._deaths.failure(gone.exitcode)
+            failure = why or gone.why or self._deaths.failure(gone.exitcode)
             failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log, peak_kib=gone.peak_kib)
             attempt = self.scheduler.attempt(gone.began)
             work.failed(worker, gone.pid, gone.began, attempt, 0.0, 0.0, {"peak_kib": gone.peak_kib}, failure)

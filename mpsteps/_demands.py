@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._core.steps import PLAIN, Demand
 from mpsteps.constants import VOID_GPU
@@ -26,12 +26,18 @@ def gpu_groups(gpus: Sequence[int], workers: int) -> List[Tuple[int, ...]]:
 
 
 class Demands:
-    """The demand of each step of a protocol, worked out once for each function."""
+    """The demand of each step of a protocol, worked out once for each function.
 
-    def __init__(self, protocol: Any, local_allowed: bool, cards: int) -> None:
+    `learned`: bytes that steps of a function are known to need, where they declare nothing: for admission only.
+    """
+
+    def __init__(
+        self, protocol: Any, local_allowed: bool, cards: int, learned: Optional[Mapping[str, int]] = None
+    ) -> None:
         self._protocol = protocol
         self._local_allowed = local_allowed
         self._cards = cards  # groups of graphics cards there are
+        self._learned = dict(learned or {})
         self._known: Dict[Any, Demand] = {}
 
     def options(self, step: Step) -> StepOptions:
@@ -39,6 +45,28 @@ class Demands:
         function = getattr(self._protocol, step._func, None) if isinstance(step._func, str) else step._func
         options = getattr(function, "__mpsteps__", NO_OPTIONS)
         return options if isinstance(options, StepOptions) else NO_OPTIONS
+
+    def _tokens(self, func: Any, options: StepOptions) -> Tuple[Tuple[str, int], ...]:
+        """Memory as a token is held like declared memory, but nobody is ended for using more."""
+        learned = self._learned.get(func) if type(func) is str and not options.memory else None
+        return (("memory", learned),) if learned else ()
+
+    def learned(self) -> Dict[str, int]:
+        """Method -> bytes that count for admission though they are not declared."""
+        declared = self.declared()
+        return {func: n for func, n in self._learned.items() if not declared.get(func, [1, 0, 0])[1]}
+
+    def declared(self) -> Dict[str, List[int]]:
+        """Method -> [cpus, bytes, cards], of the methods that declare more than one slot."""
+        found: Dict[str, List[int]] = {}
+        for cls in reversed(type(self._protocol).__mro__):
+            for name, function in vars(cls).items():
+                options = getattr(function, "__mpsteps__", NO_OPTIONS)
+                if isinstance(options, StepOptions) and (options.cpus > 1 or options.memory or options.gpus):
+                    found[name] = [options.cpus, options.memory, options.gpus]
+                else:
+                    found.pop(name, None)  # overridden without it
+        return found
 
     def is_plain(self, step: Step) -> bool:
         """Whether it is a method's step that asks for nothing but a turn."""
@@ -57,6 +85,7 @@ class Demands:
                 gpus=max(options.gpus, 1 if uses_card else 0) if self._cards else 0,
                 memory=options.memory,
                 local=options.local and self._local_allowed,
+                tokens=self._tokens(step._func, options),
                 retries=options.retries,
                 alone=options.timeout is not None,
             )

@@ -40,6 +40,7 @@ class StepRecord:
         "order",
         "peak_kib",
         "prerequisites",
+        "published",
         "result",
         "seconds",
         "session",
@@ -79,6 +80,7 @@ class StepRecord:
         self.error: Optional[dict[str, Any]] = None
         self.result: Optional[dict[str, Any]] = None
         self.changes: Optional[bytes] = None
+        self.published: list[tuple[int, bytes]] = []
 
     def take_over(self, earlier: StepRecord) -> None:
         """Finished, as `earlier` finished it in an earlier session."""
@@ -87,7 +89,9 @@ class StepRecord:
             setattr(self, name, getattr(earlier, name))
 
 
-_OUTCOME = ("attempts", "worker", "started", "order", "seconds", "cpu_seconds", "peak_kib", "result", "changes")
+_OUTCOME = (
+    "attempts", "worker", "started", "order", "seconds", "cpu_seconds", "peak_kib", "result", "published", "changes",
+)  # fmt: skip
 
 
 class RunHistory:
@@ -163,6 +167,7 @@ class _Fold:
             "done": self.done,
             "result": self.result,
             "changed": self.changed,
+            "published": self.published,
             "failed": self.failed,
             "lost": self.lost,
             "skipped": self.skipped,
@@ -274,6 +279,10 @@ class _Fold:
 
     def changed(self, step_id: int, data: str) -> None:
         self.history.steps[step_id].changes = unpack_bytes(data)
+
+    def published(self, step_id: int, data: str) -> None:
+        self.finish_count += 1
+        self.history.steps[step_id].published.append((self.finish_count, unpack_bytes(data)))
 
     def failed(self, step_id: int, worker: Optional[int], attempt: int, time: float, error: dict[str, Any]) -> None:
         self._unsuccessful("failed", step_id, worker, attempt, time, error)

@@ -59,9 +59,14 @@ def find_unbegun(directory: RunDirectory, journal: Journal) -> List[int]:
 
 def history_as_told(directory: RunDirectory, journal: Journal) -> RunHistory:
     """What the journal adds up to, together with what a witness has written and the journal does not have yet."""
+    return replay(records_as_told(directory, journal), journal.header)
+
+
+def records_as_told(directory: RunDirectory, journal: Journal) -> Iterable[Record]:
+    """The records of which that history is made."""
     unbegun = find_unbegun(directory, journal)
     news: List[Record] = [["returned", unbegun]] if unbegun else []
-    return replay(itertools.chain(journal.records, news), journal.header)
+    return itertools.chain(journal.records, news)
 
 
 def sweep_values(directory: RunDirectory, journal: Journal) -> List[str]:

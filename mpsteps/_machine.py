@@ -19,16 +19,21 @@ THREAD_VARIABLES = (
 
 def usable_cores() -> int:
     """The number of cores that this process can really use, at least 1."""
-    counts = [os.cpu_count() or 1]
+    return max(1, int(min(core_limits().values())))
+
+
+def core_limits() -> Dict[str, float]:
+    """What limits the cores: 'machine', 'affinity', 'cgroup' (may be a fraction), 'Slurm'; the least one counts."""
+    limits: Dict[str, float] = {"machine": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
-        counts.append(len(os.sched_getaffinity(0)))
+        limits["affinity"] = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     if quota is not None:
-        counts.append(max(1, int(quota)))
+        limits["cgroup"] = quota
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if slurm.isdigit() and int(slurm):
-        counts.append(int(slurm))
-    return min(counts)
+        limits["Slurm"] = int(slurm)
+    return limits
 
 
 def usable_memory() -> int:

@@ -6,10 +6,10 @@ have what a local step changed, even if it was seen and published before the ste
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 from mpsteps._ipc import state, wire
-from mpsteps._statelog import StateLog
+from mpsteps._statelog import CHECK, StateLog
 from mpsteps.errors import SerializationError
 
 
@@ -17,27 +17,30 @@ class OwnChanges:
     """Collects them with `tracker`, tells the workers by `log`, and keeps those of local steps for the journal."""
 
     def __init__(
-        self, protocol: Any, log: StateLog, tracker: state.Tracker, local_step_runs: Callable[[], bool]
+        self, protocol: Any, log: StateLog, tracker: state.Tracker, local_steps: Callable[[], Tuple[int, ...]]
     ) -> None:
         self._protocol = protocol
         self._log = log
         self._tracker = tracker
-        self._local_step_runs = local_step_runs
+        self._local_steps = local_steps
         self._for_journal: List[state.Change] = []  # of local steps that have not ended yet
 
-    def collect(self, by_check: bool = False) -> None:
-        """Publish what has been changed since the last call: by local steps, if one runs, or by `_stepsCheck`."""
+    def collect(self, by_check: bool = False) -> bool:
+        """Publish what has been changed since the last call: by local steps, if one runs, or by `_stepsCheck`. Whether
+        there was anything."""
         changes = self._tracker.changes()
         if not changes:
-            return
-        if not by_check and self._local_step_runs():
+            return False
+        by = self._local_steps()
+        if by and not by_check:
             self._for_journal.extend(changes)
-        self._log.publish(wire.pack(self._for_workers(changes), self._protocol))
+        self._log.publish(wire.pack(self._for_workers(changes), self._protocol), (*by, CHECK) if by_check else by)
+        return True
 
-    def before_merge(self) -> None:
-        """Workers' changes are about to be applied: those of local steps must be known as such before."""
-        if self._local_step_runs():
-            self.collect()
+    def before_merge(self) -> bool:
+        """Workers' changes are about to be applied: those of local steps must be known as such before. Whether there
+        were any."""
+        return bool(self._local_steps()) and self.collect()
 
     def of_local_step(self) -> Optional[bytes]:
         """A local step ends: what it changed, for the journal. (Of several that run at the same time, the first to

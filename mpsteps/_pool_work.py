@@ -9,6 +9,7 @@ A pool may live for weeks: once nothing is in flight and many ids have been used
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -17,17 +18,20 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._coordinator import Coordinator
 from mpsteps._core.events import StepAdded, WorkerReady
+from mpsteps._core.nodes import NodeSlots
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import LOCAL, Status
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Status
 from mpsteps._ipc import wire
 from mpsteps._ipc.blocks import BlockError
 from mpsteps._ipc.large import Parcel, travels_plainly
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._pool_functions import Functions
-from mpsteps._pool_task import Task, cannot_travel, error_of, failed, not_run, step_error
-from mpsteps.engines.base import Message
+from mpsteps._pool_task import Task, callable_name, cannot_travel, error_of, failed, not_run, step_error
+from mpsteps._spawn import Spawner
+from mpsteps.engines.base import Engine, Message
+from mpsteps.engines.choice import Cluster
 from mpsteps.engines.processes import ProcessEngine
 from mpsteps.errors import EngineError, InternalError
 
@@ -41,8 +45,12 @@ _alive: Set[PoolWork] = set()  # pools whose loop runs, also those that nobody h
 class PoolWork:
     """Steps of a pool, by id. All but the first section runs in the loop's thread."""
 
-    def __init__(self, workers: int, memory: int, gpus: Sequence[int]) -> None:
+    def __init__(
+        self, workers: int, memory: int, gpus: Sequence[int], cluster: Optional[Cluster] = None,
+        zygote: Optional[Spawner] = None,
+    ) -> None:  # fmt: skip
         self._workers = workers
+        self._by_node = cluster is not None
         self._memory = memory
         self._gpus = tuple(gpus)
         # Orders submissions before or after the end. Reentrant: a collected pool may shut down in the middle of it.
@@ -61,8 +69,21 @@ class PoolWork:
         self._parcels: Dict[int, Parcel] = {}  # results of those that have ended
         self._functions = Functions()
         self._large = LargeValues(workers)
-        self._coordinator = Coordinator(self._new_scheduler(), ProcessEngine(workers, self._setup), self)
+        engine = self._made_engine(workers, cluster, zygote)
+        self._across = engine.across
+        self._coordinator = Coordinator(self._new_scheduler(), engine, self)
         self._thread = threading.Thread(target=self._loop, name="mpsteps-coordinator", daemon=True)
+
+    def _made_engine(self, workers: int, cluster: Optional[Cluster], zygote: Optional[Spawner]) -> Engine:
+        if cluster is None:
+            return ProcessEngine(workers, self._setup, zygote=zygote)
+        from mpsteps.engines.about import about_pool
+        from mpsteps.engines.dask.bus import DaskBus
+        from mpsteps.engines.remote import RemoteEngine
+
+        engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool())
+        engine.open_steps = lambda: self._coordinator.scheduler.open_steps
+        return engine
 
     # -------------------------------------------------------------- from other threads
 
@@ -78,14 +99,23 @@ class PoolWork:
             engine.stop()
             raise
 
-    def submit(self, task: Task) -> None:
-        """Take a task in. RuntimeError after the end, EngineError when there are no more workers."""
+    def call(
+        self, fn: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any], demand: Demand = PLAIN,
+        timeout: Optional[float] = None, name: Optional[str] = None, after: Tuple[Future[Any], ...] = (),
+        calls: Optional[Callable[..., Any]] = None,
+    ) -> Future[Any]:  # fmt: skip
+        """Take a call in. `calls`: what `fn` calls, to tell its steps from others of `fn`. RuntimeError after the end,
+        EngineError when there are no more workers."""
+        task = Task(fn, args, kwargs, demand, timeout, name, after)
+        if calls is not None:
+            task.key = f"{task.key} {callable_name(calls)}"
         with self._gate:
             if self._shut:
                 raise RuntimeError(self._shut)
             if self._broken is not None:
                 raise EngineError(f"this pool cannot run anything any more: {self._broken}") from self._broken
             self._coordinator.post(task)
+        return task.future
 
     def shut_down(self, cancel: bool = False, when: str = "shutdown") -> None:
         """End when all is done; with `cancel`, cancel what has not been sent to a worker. Does not wait."""
@@ -145,8 +175,8 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        slots = SlotPool(self._workers, self._memory, self._gpus)
-        return Scheduler(slots, keep_going=True, ahead=True, across=ProcessEngine.across)
+        slots = NodeSlots(self._gpus) if self._by_node else SlotPool(self._workers, self._memory, self._gpus)
+        return Scheduler(slots, keep_going=True, ahead=True, across=self._across)
 
     def _renew(self) -> None:
         """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs
@@ -155,7 +185,7 @@ class PoolWork:
         self._coordinator.scheduler = new = self._new_scheduler()
         for worker, _ in old.lanes():
             if worker != LOCAL:
-                new.handle(WorkerReady(worker))
+                new.handle(WorkerReady(worker, old.node_of(worker)))
         self._errors.clear()
         self._last = 0
 
@@ -360,6 +390,10 @@ class PoolWork:
         """Steps of a pool have nothing to ask."""
         return wire.pack((False, InternalError(f"a step of a pool asked for {name!r}")))
 
+    def told(self, worker: int, message: Message) -> None:
+        """In a pool there is nothing that all steps share."""
+        raise InternalError(f"a step of a pool told {message!r}")
+
     def dispatching(self, pid: int, attempt: int, steps: Tuple[int, ...]) -> None:
         """Nothing is written down."""
 
@@ -421,3 +455,7 @@ def _guard(complete: Callable[..., Any], *args: Any) -> None:
         complete(*args)
     except BaseException:
         _log.exception("a callback of a future of this pool raised")
+
+
+# Results that were submitted are worth waiting for at the end of the program, as with the standard library's executors.
+atexit.register(end_all)

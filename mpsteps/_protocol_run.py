@@ -22,13 +22,17 @@ from mpsteps._ipc import state, wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import LargeValues
 from mpsteps._local import Here, run_here
+from mpsteps._lock_queue import Claim
+from mpsteps._machine import usable_cores, usable_memory
 from mpsteps._outgoing import Outgoing
 from mpsteps._output import step_log
 from mpsteps._ownchanges import OwnChanges
+from mpsteps._protocol_lock import ProtocolLock
 from mpsteps._recorder import Recorder
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
-from mpsteps._statelog import StateLog
+from mpsteps._statelog import CHECK, StateLog
+from mpsteps._step_keys import StepKeys
 from mpsteps._step_values import StepValues
 from mpsteps._writes import WritesOf
 from mpsteps.constants import (
@@ -59,6 +63,7 @@ class ProtocolRun:
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
         gpu_groups: List[Tuple[int, ...]], logs: Optional[str], sync: bool = False,
+        learned: Optional[Dict[str, int]] = None,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.steps: List[Step] = list(protocol._steps)
@@ -77,10 +82,11 @@ class ProtocolRun:
         self._gpu_groups = gpu_groups
         self._logs = logs
         self._sync = sync  # what is recorded is to survive a power failure
-        self._demands = Demands(protocol, by_value, len(gpu_groups))
+        self._demands = Demands(protocol, by_value, len(gpu_groups), learned)
         self._announcer = Announcer(self._demands)
         self._blocks = LargeValues(workers, protocol._getTmpPath()) if by_value else None
         self._values = StepValues(protocol, self.steps, self._blocks, self.run_dir)
+        self._keys = StepKeys(self.steps, recorder.digest)
         self._failures: Dict[int, Tuple[Failure, Any]] = {}  # attempts that have just failed
         self.checks_steps = type(protocol)._stepsCheck is not Protocol._stepsCheck
         self._next_check = time.monotonic() + float(protocol._stepsCheckSecs)
@@ -89,11 +95,26 @@ class ProtocolRun:
         self._state: Optional[StateLog] = None
         self._own: Optional[OwnChanges] = None  # of code in this process, beside workers
         self._outgoing: Optional[Outgoing] = None  # inline: nothing is sent anywhere
+        self._lock = ProtocolLock(self._wake, self._turn if by_value else None)
+        self._lock_before: Any = None  # what the protocol has while it does not run
+        self._conflicts: Dict[int, Failure] = {}  # steps that run -> why what they have changed so far was not taken
+        self._turning = False  # _stepsCheck waits for the lock
+        self._turn_until: Optional[float] = None
+        self._loop_error: Optional[Exception] = None  # of the loop, while _stepsCheck waited
 
     @property
     def total(self) -> int:
         """How many steps there are."""
         return len(self.steps)
+
+    def resources(self) -> Dict[str, Any]:
+        """What there is for the steps and what they declare, for who looks at the run later: cores, bytes of memory,
+        groups of cards; needs: method -> [cpus, bytes, cards], where that is not [1, 0, 0]; learned: method -> bytes
+        that are counted though they are not declared."""
+        return {
+            "cores": usable_cores(), "memory": usable_memory(), "gpus": len(self._gpu_groups),
+            "needs": self._demands.declared(), "learned": self._demands.learned(),
+        }  # fmt: skip
 
     # --------------------------------------------------------------- before the loop
 
@@ -103,7 +124,7 @@ class ProtocolRun:
             writes = WritesOf(type(self.protocol))
             self._state = StateLog(
                 self.protocol, None, lambda step: called(self.steps[step - 1]),
-                lambda step: writes(self.steps[step - 1]._func),
+                lambda step: writes("_stepsCheck" if step == CHECK else self.steps[step - 1]._func),
             )  # fmt: skip
             self._outgoing = Outgoing(
                 self.protocol, self.steps, self._values, self._blocks, self._state, self._sync
@@ -118,6 +139,7 @@ class ProtocolRun:
         protocol = self.protocol
         protocol._steps = self.steps
         protocol._sink = self.sink
+        self._lock_before, protocol._lock = protocol._lock, self._lock.home
         protocol._numberOfSteps.set(len(self.steps))
         for first in range(0, len(self.steps), _STEPS_A_FRAME):
             self._recorder.inserted(self.steps[first : first + _STEPS_A_FRAME])
@@ -151,6 +173,9 @@ class ProtocolRun:
         if self._blocks is not None:
             self._blocks.close()
         self.protocol._sink = None
+        self._lock.close()
+        if self._lock_before is not None:
+            self.protocol._lock = self._lock_before
 
     # -------------------------------------------------------------- the coordinator's Work
 
@@ -174,8 +199,67 @@ class ProtocolRun:
         raise InternalError(f"{item!r} was posted")
 
     def errands(self) -> List[Tuple[int, Message]]:
-        """Blocks of large values that workers may free."""
-        return self._blocks.orders() if self._blocks is not None else []
+        """Blocks of large values that workers may free; who has the lock now, with what he must see under it."""
+        orders = self._blocks.orders() if self._blocks is not None else []
+        answers = self._lock.take_answers()
+        if answers and self._own is not None:
+            self._own.collect()  # what the code of this process did under the lock
+        for claim, outcome in answers:
+            assert self._state is not None
+            news = self._state.granted(claim.worker, claim.step) if outcome is not False else []
+            orders.append((claim.worker, (-wire.GRANT, claim.ticket, outcome, news)))
+        return orders
+
+    def told(self, worker: int, message: Message) -> None:
+        """What a step has changed so far; that it wants the lock, or has left it."""
+        what, step = -message[0], message[1]
+        if what == wire.CHANGED:
+            self._publish(worker, step, message[2], message[3])
+            return
+        claim = Claim(step, worker, message[2])
+        if what == wire.UNLOCK:
+            self._lock.give_back(claim)
+        elif step in self._conflicts:
+            failure = self._conflicts[step]
+            self._lock.deny(claim, wire.pack((failure.parcel, failure.message)))
+        else:
+            self._lock.ask(claim, message[3])
+
+    def _publish(self, worker: int, step: int, parcel: bytes, late: bool) -> None:
+        """Take in what a step has changed so far. If that is impossible it fails, at its end if not before."""
+        assert self._state is not None
+        try:
+            self._recorder.published(step, self._state.merge(worker, step, parcel, False, late))
+        except StateConflict as error:
+            self._conflicts.setdefault(step, conflict_failure(error))
+        except Exception as error:
+            self._conflicts.setdefault(step, _not_taken(error))
+
+    def _end_lock(self, step: int) -> None:
+        """A step has ended, and its changes are taken in: whoever waits for the lock may have it."""
+        if not self._lock.is_held:
+            return
+        self._lock.home.forget(step)
+        if self._lock.end_step(step):
+            self.protocol.warning(f"step {self.steps[step - 1]} has ended and still had self._lock: it is free again")
+
+    def _wake(self) -> None:
+        self.coordinator.post(lambda: None)
+
+    def _turn(self, until: Optional[float]) -> None:
+        """Turn the loop, since `_stepsCheck`, which runs in its thread, waits for the lock."""
+        self._turning, self._turn_until = True, until
+        try:
+            if self._own is not None:
+                self._own.collect(by_check=True)
+            self.coordinator.settle()
+            self.coordinator.turn()
+            self.coordinator.settle()
+        except Exception as error:
+            self._loop_error = error  # it is not for the code of _stepsCheck to catch
+            raise
+        finally:
+            self._turning = False
 
     def take_orders(self) -> List[Message]:
         """None: functions travel with their steps."""
@@ -216,14 +300,13 @@ class ProtocolRun:
                 self._blocks.answered(worker, extras)
             try:
                 changes = self._merge(worker, step, extras)
+                if step in self._conflicts:
+                    return self._conflicts[step]
                 value = self._values.keep(s, worker, extras.get("value"), extras.get("stored"))
             except StateConflict as error:
                 return conflict_failure(error)
             except Exception as error:
-                failure = wire.describe(error, "serialization", "a change of self")
-                return failure._replace(
-                    message=f"what the step changed could not be taken over ({failure.type_name}: {failure.message})"
-                )
+                return _not_taken(error)
             self._recorder.outcome(step, value, extras.get("files"), changes, step in self.sink.changed_graph)
         elif self._state is not None:
             self._state.settle(step)
@@ -233,7 +316,8 @@ class ProtocolRun:
         s._ended = now
         s._started = now - seconds
         self.cpu_seconds += cpu
-        self._recorder.finished(pid, step, seconds, cpu)
+        self._recorder.finished(pid, step, seconds, cpu, (extras or {}).get("peak"))
+        self._end_lock(step)
         return None
 
     def finished_all(
@@ -268,14 +352,13 @@ class ProtocolRun:
         if changes is None:
             self._state.settle(step)
             return None
-        if self._own is not None:
-            self._own.before_merge()
         return self._state.merge(worker, step, changes)
 
     def _watch_own_changes(self, log: StateLog) -> None:
         """From now on code in this process may change self beside the workers."""
         self.tracker = log.watch(state.Tracker(self.protocol, FRAMEWORK_ATTRIBUTES))
-        self._own = OwnChanges(self.protocol, log, self.tracker, lambda: bool(self.coordinator.scheduler.lane(LOCAL)))
+        self._own = OwnChanges(self.protocol, log, self.tracker, lambda: self.coordinator.scheduler.lane(LOCAL))
+        log.collect_own = self._own.before_merge
 
     def failed(
         self, worker: int, pid: int, step: int, attempt: int, seconds: float, cpu: float,
@@ -300,6 +383,8 @@ class ProtocolRun:
         failure = failure._replace(pid=failure.pid or pid)
         exception = extras.get("exception")
         self._failures[step] = (failure, exception.value if isinstance(exception, Here) else None)
+        self._conflicts.pop(step, None)
+        self._end_lock(step)
         self._recorder.failed(pid, step, attempt, failure)
 
     def closed(self, steps: Tuple[int, ...], status: Status, because: Optional[int]) -> None:
@@ -379,10 +464,14 @@ class ProtocolRun:
 
     def next_call(self, now: float) -> Optional[float]:
         """When `_stepsCheck` is due."""
+        if self._turning:
+            return self._turn_until
         return self._next_check if self.checks_steps and not self.coordinator.scheduler.stopping else None
 
     def on_time(self, now: float) -> None:
         """Call `_stepsCheck`."""
+        if self._turning:
+            return
         self._call_steps_check()
         self._next_check = time.monotonic() + float(self.protocol._stepsCheckSecs)
 
@@ -391,8 +480,15 @@ class ProtocolRun:
         before = (len(self.steps), self.coordinator.changes_posted)
         if self._own is not None:
             self._own.collect()
+        lock = self._lock
+        lock.may_turn = True
         try:
-            self.protocol._stepsCheck()
+            try:
+                self.protocol._stepsCheck()
+            finally:
+                lock.may_turn = False
+                if lock.home.leave_entirely():
+                    self.protocol.warning("_stepsCheck has ended and still had self._lock: it is free again")
             if self._own is not None:
                 self._own.collect(by_check=True)
             elif self.tracker is not None:
@@ -401,6 +497,8 @@ class ProtocolRun:
             self.problem = error
             self.protocol.error(f"_stepsCheck failed:\n{traceback.format_exc()}")
             self.coordinator.stop_starting()
+        if self._loop_error is not None:
+            raise self._loop_error
         self.coordinator.take_inbox()
         return before != (len(self.steps), self.coordinator.changes_posted)
 
@@ -428,6 +526,10 @@ class ProtocolRun:
             "must release them with setStatus(STATUS_NEW), in _stepsCheck or in another step"
         )
         return True
+
+    def key(self, step: int) -> str:
+        """The name of a step that is the same in every run of this protocol."""
+        return self._keys.of(step)
 
     def keep_digest(self, step: int) -> None:
         """A step is to wait for more than it was inserted with; by that it is recognised."""
@@ -463,6 +565,13 @@ class ProtocolRun:
     def answer(self, worker: int, step: int, name: str, parcel: bytes) -> bytes:
         """Serve a request of a step in a worker."""
         return self.sink.answer(step, name, parcel)
+
+
+def _not_taken(error: Exception) -> Failure:
+    failure = wire.describe(error, "serialization", "a change of self")
+    return failure._replace(
+        message=f"what the step changed could not be taken over ({failure.type_name}: {failure.message})"
+    )
 
 
 def _tail(path: str, size: int = 16_384) -> str:

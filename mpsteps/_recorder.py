@@ -117,12 +117,12 @@ class Recorder:
         """They were recorded as started and never began: they may be sent, and recorded, again."""
         self._records.append(["returned", list(steps)])
 
-    def finished(self, pid: int, step: int, seconds: float, cpu: float) -> None:
+    def finished(self, pid: int, step: int, seconds: float, cpu: float, peak_kib: Optional[int] = None) -> None:
         """A step finished; several of one worker share a record."""
         if pid != self._finished_pid:
             self._close_finished()
             self._finished_pid = pid
-        self._finished.append([step, round(seconds, 6), round(cpu, 6), None])
+        self._finished.append([step, round(seconds, 6), round(cpu, 6), peak_kib])
 
     def finished_all(self, pid: int, steps: Tuple[int, ...], seconds: Sequence[float], cpu: Sequence[float]) -> None:
         """Steps of one worker finished that returned and changed nothing."""
@@ -146,6 +146,11 @@ class Recorder:
             self._records.append(["result", step, result])
         if changes is not None:
             self._records.append(["changed", step, pack_bytes(changes)])
+
+    def published(self, step: int, changes: bytes) -> None:
+        """What a step that still runs has changed so far, in the order in which it became true."""
+        self._close_finished()
+        self._records.append(["published", step, pack_bytes(changes)])
 
     def failed(self, pid: int, step: int, attempt: int, failure: Failure) -> None:
         """An attempt failed."""

@@ -19,7 +19,9 @@ done         worker, time, [id, ...], [wall, ...], [cpu, ...]  steps have finish
                                                                times are microseconds, integers
 result       id, {"files": [...]}, {"value": base64} or        a step returned something; a large value is in that file
              {"stored": name}                                  of the folder values/
-changed      id, base64                                        all that an attempt of a step changed in self, pickled
+published    id, base64                                        what an attempt of a step has changed in self so far,
+                                                               told when it took or left the lock, pickled
+changed      id, base64                                        all else that it changed
 failed       id, worker, attempt, time, error                  an attempt failed; error is {type, message, traceback,
                                                                cause, exitcode, log, peak_kib}, each where it is known
 lost         id, worker, attempt, time, error                  an attempt's worker died
@@ -31,7 +33,11 @@ doubt        [id, ...]                                         a resume found th
 ended        status, time, message                             a session ends; message is '' or says why it failed
 ============ ================================================= ======================================================
 
-The order of records matters between frames only: `result` and `changed` belong in the frame of their `finished`, so
+The dict of `protocol` also has what there was for the steps: cores, memory (bytes), gpus (groups of cards), needs
+(method -> [cpus, bytes, cards] that it declares), learned (method -> bytes that are counted though not declared).
+
+The order of records matters between frames only (and that of `published` and `finished`: in this order changes of self
+became true): `result` and `changed` belong in the frame of their `finished`, so
 that a crash keeps all of them or none. A new kind or field needs a new format version: a reader refuses what it does
 not know, for a resume that overlooks a record may run a step twice.
 

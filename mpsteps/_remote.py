@@ -37,6 +37,10 @@ class RemoteSink:
         """Release or hold a step."""
         self._worker.request("set_status", step_id, status)
 
+    def key(self, step_id: int) -> str:
+        """The name of a step that is the same in every run."""
+        return str(self._worker.request("key", step_id))
+
 
 class RemoteSteps:
     """`protocol._steps` in a worker: its length and its steps are asked of the coordinator when they are needed."""

@@ -12,7 +12,7 @@ What it inserts is recognised then, and kept. (Scipion's own generator steps run
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
 
 from mpsteps._ipc import state, wire
 from mpsteps._ipc.edits import ABSENT, change_of, edit_of
@@ -25,10 +25,11 @@ from mpsteps.steps import Step
 
 
 class Kept(NamedTuple):
-    """A step that needs not run again: its record, and the changes of self that it made then."""
+    """A step that needs not run again: its record, and the changes of self that it made then, in pieces, each with its
+    place in the order in which all changes of that run became true."""
 
     record: StepRecord
-    changes: List[state.Change]
+    pieces: List[Tuple[int, List[state.Change]]]
 
 
 class Earlier:
@@ -62,12 +63,12 @@ class Earlier:
             return None
         if "stored" in result and not os.path.exists(self._protocol._getPath(VALUES, result["stored"])):
             return None
-        changes = self._changes(record)
-        if changes is None:
+        pieces = self._pieces(record)
+        if pieces is None:
             return None
         records.pop(0)
         self._settled.add(step._id)
-        return None if result.get(CHANGED_GRAPH) else Kept(record, changes)
+        return None if result.get(CHANGED_GRAPH) else Kept(record, pieces)
 
     def take_all(self, steps: Iterable[Step]) -> Dict[int, StepRecord]:
         """Those of `steps` (each after its prerequisites) that are kept, by id; their changes are made on self."""
@@ -76,15 +77,21 @@ class Earlier:
             kept = self.take(step)
             if kept is not None:
                 found[step._id] = kept
-        for kept in sorted(found.values(), key=lambda k: k.record.order or 0):  # as they were made
-            self.redo(kept)
+        pieces = [(order, changes, kept.record.func) for kept in found.values() for order, changes in kept.pieces]
+        for _, changes, func in sorted(pieces, key=lambda piece: piece[0]):
+            self._redo(changes, func, None)
         return {step: kept.record for step, kept in found.items()}
 
     def redo(self, kept: Kept, tracker: Optional[state.Tracker] = None) -> List[state.Change]:
         """Make the changes of a step on self, not as `tracker`'s own; returns them as they came to be made."""
+        return [done for _, changes in kept.pieces for done in self._redo(changes, kept.record.func, tracker)]
+
+    def _redo(
+        self, changes: List[state.Change], func: str, tracker: Optional[state.Tracker]
+    ) -> List[state.Change]:  # fmt: skip
         made = []
-        for change in kept.changes:
-            placed = self._placed(change, kept.record.func)
+        for change in changes:
+            placed = self._placed(change, func)
             made.append(placed)
             if tracker is not None:
                 tracker.apply([placed])
@@ -117,11 +124,12 @@ class Earlier:
             return ("+", name, start, now[start:])
         return ("+", name, len(now), items)
 
-    def _changes(self, record: StepRecord) -> Optional[List[state.Change]]:
-        if not record.changes:
-            return []
+    def _pieces(self, record: StepRecord) -> Optional[List[Tuple[int, List[state.Change]]]]:
+        parcels = list(record.published)
+        if record.changes:
+            parcels.append((record.order or 0, record.changes))
         try:
-            return list(wire.unpack(record.changes, self._protocol))
+            return [(order, list(wire.unpack(parcel, self._protocol))) for order, parcel in parcels]
         except Exception as error:  # the user's own code, when it is loaded
             self._warn(
                 f"step {record.id} {record.func} runs again: what it changed on self cannot be read any more "

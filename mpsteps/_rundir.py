@@ -209,6 +209,15 @@ class RunDirectory:
         finally:
             os.close(fd)
 
+    def holds_lock(self, pid: int) -> Optional[bool]:
+        """Whether a process has this run's lock file open, as only its coordinator has; None: that cannot be seen."""
+        try:
+            lock = os.stat(os.path.join(self.path, LOCK))
+            os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            return None
+        return _has_open(pid, lock)
+
     def fence_holders(self) -> list[int]:
         """Pids of the other processes that have the fence open, for the message; empty where there is no /proc."""
         try:

@@ -186,7 +186,8 @@ def _open(
     except BlockError as error:
         raise EngineError(
             f"the shared array of shape {shape} and type {dtype} is no longer there: its memory went with the last "
-            "process that used it (a shared array does not outlive its run; make it again, or return an ordinary array)"
+            "process that used it, or is on another machine (a shared array does not outlive its run and is for one "
+            "machine; make it again, or return an ordinary array)"
         ) from error
     array = _array(memory, shape, dtype, offset, strides)
     array.flags.writeable = writeable

@@ -32,6 +32,9 @@ class Run(typing.Protocol):
     def take_inserted(self, step: Step) -> None:
         """A new step is in `steps`; called in the loop's thread."""
 
+    def key(self, step: int) -> str:
+        """The name of a step that is the same in every run; called in the loop's thread."""
+
     def keep_digest(self, step: int) -> None:
         """A step is to wait for more than it was inserted with; by that it is recognised."""
 
@@ -64,6 +67,12 @@ class RunSink:
         """A step that has not started waits for more steps."""
         self._note_change()
         self._in_loop(lambda: self._add_prerequisites(step_id, prerequisites))
+
+    def key(self, step_id: int) -> str:
+        """The name of a step that is the same in every run."""
+        found: List[str] = []
+        self._in_loop(lambda: found.append(self._run.key(step_id)))
+        return found[0]
 
     def _add_prerequisites(self, step_id: int, prerequisites: Tuple[int, ...]) -> None:
         if 0 < step_id <= len(self._run.steps):
@@ -136,6 +145,9 @@ class RunSink:
     def _answer_set_status(self, step_id: int, status: str) -> None:
         self.set_status(step_id, status)
         self._run.steps[step_id - 1]._status = status
+
+    def _answer_key(self, step_id: int) -> str:
+        return self.key(step_id)
 
     def _answer_count(self) -> int:
         return len(self._run.steps)

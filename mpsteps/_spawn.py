@@ -20,6 +20,7 @@ from typing import Deque, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._begun import Occasion
 from mpsteps._ipc.link import Link, Message, plug_stdio
+from mpsteps._machine import blas_share
 from mpsteps._proctree import end_session, has_ended
 from mpsteps.errors import EngineError
 
@@ -33,6 +34,19 @@ FORKS_AHEAD = 16
 They are asked for before the zygote is up, and are there as soon as it is."""
 
 _alive: weakref.WeakSet[Spawner] = weakref.WeakSet()
+
+
+def start_zygote(
+    workers: int, keep_open: Sequence[int] = (), preload: Sequence[str] = (), occasion: Optional[Occasion] = None
+) -> Spawner:
+    """A zygote for so many workers, of which each gets its share of the cores for BLAS and OpenMP; the rest as for
+    `Spawner`. It loads what it needs while the caller does something else."""
+    if sys.platform == "win32":
+        raise EngineError("worker processes are not supported on Windows: use the 'inline' engine, Linux or macOS")
+    if not sys.executable:
+        raise EngineError("sys.executable is not set: mpsteps does not know which Python to start workers with")
+    plug_stdio()
+    return Spawner(blas_share(workers, os.environ), keep_open, preload, occasion)
 
 
 class Spawner:

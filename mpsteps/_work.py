@@ -66,6 +66,10 @@ class Work(typing.Protocol):
     def answer(self, worker: int, step: int, name: str, parcel: bytes) -> bytes:
         """Answer a request of a running step with a parcel of (good, value)."""
 
+    def told(self, worker: int, message: Message) -> None:
+        """A step that runs tells what it has changed so far, or wants the lock of all steps, or leaves it (CHANGED,
+        LOCK, UNLOCK). What is to be answered goes by `errands`."""
+
     def timeout(self, step: int) -> Optional[float]:
         """Seconds that a step may run."""
 

@@ -17,22 +17,27 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
-from mpsteps import _context
+from mpsteps import _context, _peaks
 from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
+from mpsteps._ipc.shm import ORDERED
+from mpsteps._logging_relay import Relay
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
 from mpsteps._results import check_result_files
 from mpsteps._surroundings import LOOK_SECONDS, Surroundings
+from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
-from mpsteps.errors import InternalError, MpstepsError, SerializationError, UsageError
+from mpsteps._worker_lock import WorkerLock
+from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
 
 FLUSH_SECONDS = 400e-6
-"""While there are more steps to run, replies are kept back at most about this long if some worker has nothing to do."""
+"""While there are more steps to run, replies are kept back at most about this long if they have a content, or if some
+worker has nothing to do."""
 LATEST_SECONDS = 2e-3
 """... and this long if all have: half of what a lane is given ahead of time, so that it does not run dry. What is told
 seldom costs the coordinator little, and it takes the core of a worker where there are no more cores than workers."""
@@ -69,17 +74,19 @@ class Worker:
         self._look_at = 0.0
         self._trusted = self._surroundings.trusted
         self._memory_at_start = 0
-        self._forked = False  # this process is a fork of the worker, made by a step
+        self.turns = Turns()
         self._queue: Deque[Tuple[Any, ...]] = deque()
         self._replies: List[Tuple[Any, ...]] = []
         self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
-        self._answers: Deque[bytes] = deque()
+        self._lock: Optional[WorkerLock] = None  # that of the protocol
         self._number = 0  # of the last step message taken from the lane, from 1
         self._owes = False  # a step was given back, and that is not told yet
+        self._unseen = 0  # how many frames were put into the ring without waking the coordinator
         self._flushed = 0.0
+        self._flushing = False
         self._spin = self._longest_spin = SPIN
-        self._running = 0  # the step that runs, or ran last
+        self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
         self._patient = True  # it has not waited in vain for another lane since it had nothing to do
         self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
@@ -94,6 +101,8 @@ class Worker:
         self._writes: Any = None
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
+        self._relay: Optional[Relay] = None
+        self._peaks: Optional[_peaks.Peaks] = None  # set for the steps of a protocol
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
@@ -120,13 +129,14 @@ class Worker:
             print(f"mpsteps worker {os.getpid()}: {error}", file=sys.stderr, flush=True)
             return EXIT_LANE_BROKEN
 
-    def _receive(self, block: bool) -> None:
+    def _receive(self, block: bool, seconds: Optional[float] = None) -> None:
         end = self._end
         if block and not end.receive.pending():
             started = time.perf_counter()
-            end.sleeper.wait(end.receive.pending, None, self._spin)
+            self.turns.sleep(lambda: end.sleeper.wait(self._can_go_on, seconds, self._spin), seconds)
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
-            self._cpu = time.process_time()
+            if not self.turns.is_open:  # else a step waits, and what it has used before is its own
+                self._cpu = time.process_time()
         for frame in end.receive.drain():
             for message in wire.decode(frame):
                 if message[0] > 0:
@@ -134,12 +144,18 @@ class Worker:
                 else:
                     self._order(message)
 
+    def _can_go_on(self) -> bool:
+        return self._end.receive.pending() or self.turns.disturbed
+
     def _order(self, message: Tuple[Any, ...]) -> None:
         order = -message[0]
         if order == wire.FUNCTION:
             self._functions[message[1]] = message[2]
         elif order == wire.ANSWER:
-            self._answers.append(message[1])
+            self.turns.answered(message[1])
+        elif order == wire.GRANT:
+            assert self._lock is not None
+            self._lock.answered(*message[1:])
         elif order == wire.FREE:
             for key in message[1]:
                 self._blocks.arena.free(key)
@@ -149,30 +165,113 @@ class Worker:
             self._leaving = True
 
     def _flush(self) -> None:
+        """Tell the coordinator all that it has not been told."""
+        self._put()
+        if self._unseen:
+            self._unseen = 0
+            self._end.wake.wake()
+        self._flushed = time.perf_counter()
+
+    def _put(self) -> None:
+        """Put what was kept into the ring. The coordinator sees it when it is next woken, or when this process dies."""
         replies = self._replies
         if replies:
             self._replies = []
             self._finished = None
             self._owes = False
-            self._end.send_all(wire.encode(replies))
-        self._flushed = time.perf_counter()
+            self._unseen += 1
+            self._flushing = True
+            try:
+                self._end.put(wire.encode(replies))
+            finally:
+                self._flushing = False
 
     def _reply(self, message: Tuple[Any, ...]) -> None:
         self._replies.append(message)
         self._finished = None  # a plain reply after this one begins a new list, so that all are told in their order
 
+    def _send_records(self, records: List[Tuple[Any, ...]]) -> bool:
+        """Log records, for the handlers of the coordinator's process; at once: the step may run for long. False: not
+        now, as another thread speaks, or this one does and its handler of a signal logs."""
+        if self.turns.forked:
+            return True
+        in_step = self.turns.is_open
+        if in_step and not self.turns.enter_if_free():
+            return False
+        try:
+            self._reply((-wire.LOGGED, records))
+            if not self._flushing:  # else a signal handler of the step's logs, in the middle of another message
+                self._flush()
+        finally:
+            if in_step:
+                self.turns.leave()
+        return True
+
     def request(self, name: str, *args: Any) -> Any:
         """Ask the coordinator something while a step runs and wait for the answer; raises what it answers with."""
-        if self._forked:
-            raise UsageError("a process that a step has forked cannot insert steps or ask for them: do it in the step")
-        self._reply((-wire.REQUEST, self._running, name, wire.pack(args, self._protocol)))
-        self._flush()
-        while not self._answers:
-            self._receive(block=True)
-        good, value = wire.unpack(self._answers.popleft(), self._protocol)
+        parcel = wire.pack(args, self._protocol)
+        with self.turns:
+            number, answer = self.turns.ask(), None
+            self.tell((-wire.REQUEST, self.running, name, parcel))
+            while answer is None:
+                self.listen(None)
+                answer = self.turns.take_answer(number)
+        good, value = self.unpack(answer)
         if not good:
             raise value
         return value
+
+    # What `self._lock` and requests need; by the thread whose turn it is.
+
+    @property
+    def running(self) -> int:
+        """The step that runs, or ran last."""
+        return self._step[0]
+
+    def tell(self, message: Tuple[Any, ...]) -> None:
+        """Send this, after all that is to be said before."""
+        self._reply(message)
+        self._flush()
+
+    def listen(self, seconds: Optional[float]) -> None:
+        """Take in what comes, waiting for it at most so long."""
+        self._receive(True, seconds)
+
+    def unpack(self, parcel: bytes) -> Any:
+        """Open a parcel."""
+        return wire.unpack(parcel, self._protocol)
+
+    def tell_changes(self) -> None:
+        """Tell what the step that runs has changed so far, with what is told next."""
+        assert self._tracker is not None
+        if not self._tracker.unchanged():
+            self._tell_changes(False)
+
+    def _tell_changes(self, late: bool) -> None:
+        found: Dict[str, Any] = {}
+        failure = self._pack_changes(self._step[1], found, None)
+        if failure is not None:
+            assert self._lock is not None
+            self._lock.lost_changes = failure  # the step fails, also if its code goes on as if nothing were
+            raise SerializationError(failure.message)
+        if found:
+            self._reply((-wire.CHANGED, self.running, found["changes"], late))
+
+    def hear_later(self, news: List[Any]) -> None:
+        """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
+        for i, m in enumerate(self._queue):
+            if m[4] is not None:
+                self._unheard.append(m[4])
+                self._queue[i] = (*m[:4], None, *m[5:])
+        self._unheard.extend(news)
+
+    def hear_now(self) -> None:
+        """Take in what others changed, in the middle of a step."""
+        if not self._unheard or self._tracker is None:
+            return
+        if not self._tracker.unchanged():  # by other threads of the step, since the lock was asked for
+            self._tell_changes(True)
+        self._hear(None)
 
     # -------------------------------------------------------------------- set-up
 
@@ -185,14 +284,18 @@ class Worker:
             self._blocks.values, self._blocks.sync = setup.get("values", (None, False))
             if setup.get("log"):
                 self._output = Output(setup["log"], setup["log_folder"])
+            if setup.get("logging") is not None:
+                self._relay = Relay(setup["logging"], lambda: self.running, self._send_records)
             if setup.get("image"):
                 self._protocol = load_image(setup["image"], self._blocks.open_shared)
                 self._tracker = state.Tracker(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
                 self._protocol._stepsExecutor = self._context
+                self._protocol._lock = self._lock = WorkerLock(self)
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
+                self._peaks = _peaks.Peaks()
             self._surroundings.take()
             self._memory_at_start = own_memory(os.getpid())
             self._reply((-wire.READY, os.getpid()))
@@ -214,19 +317,20 @@ class Worker:
             self._reply((-wire.RETURNED, step))
             self._owes = True
             return
-        self._running = step
+        self._step = (step, message[2])
         started = time.perf_counter()
         extras, failure = self._run_step(message)
         ended = time.perf_counter()
         seconds = ended - started
+        if self._relay is not None:
+            self._relay.flush_waiting()
         used = self._cpu_used(seconds)
         if failure is not None:
             failure = failure._replace(peak_kib=_peak_kib())
         leaving = False
         if ended >= self._look_at or message[2] not in self._trusted or failure is not None:
             leaving = self._look_around(message[2], failure)
-        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
-            extras = {**(extras or {}), "log": True}
+        extras = self._with_traces(step, seconds, extras, failure is not None)
         if failure is not None:
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras, tuple(failure)))
@@ -236,21 +340,36 @@ class Worker:
             self._remember(step, extras.get("value"))
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras))
-            self._flush()
+            self._put()  # its content must be where the coordinator finds it before the next step begins
+            late = ended - self._flushed > FLUSH_SECONDS  # somebody may be waiting for it
+            if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
+                self._flush()
             if leaving:
                 self._after_failure()
         else:
             self._remember(step, None)
             if self._owes:
-                self._flush()  # before `finish` counts messages that were given back among those that were run
+                self._put()  # before `finish` counts messages that were given back among those that were run
             # This one may be kept back for a while: the word alone says that the step has finished, should this
-            # process die before the reply is sent. One with content must be in the ring before the next step begins.
+            # process die before the reply is sent.
             kept = self._keep_reply(step, seconds, used)
             self._end.finish(self._number)
             if (ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)) or kept >= FLUSH_COUNT or leaving:
                 self._flush()
             if leaving:
                 self._after_failure()
+
+    def _with_traces(
+        self, step: int, seconds: float, extras: Optional[Dict[str, Any]], failed: bool
+    ) -> Optional[Dict[str, Any]]:
+        """`extras` of a step, with what it left outside of Python: output, and a peak of memory."""
+        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
+            extras = {**(extras or {}), "log": True}
+        if self._peaks is not None and (seconds > _peaks.LOOK_SECONDS or failed):
+            peak = self._peaks.of_last_step()
+            if peak is not None and not failed:
+                extras = {**(extras or {}), "peak": peak}
+        return extras
 
     def _is_due(self, now: float) -> bool:
         """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""
@@ -306,7 +425,8 @@ class Worker:
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
-        self._forked = True
+        self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
+        self.turns.open()
         self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
         self._output = None
 
@@ -335,10 +455,50 @@ class Worker:
 
     def _run_step(self, message: Tuple[Any, ...]) -> Tuple[Optional[Dict[str, Any]], Optional[wire.Failure]]:
         """Run one step; everything that can raise because of what a user made is inside the try blocks."""
-        step, attempt, fn, args, changes, extras = message
-        gpus: Tuple[int, ...] = ()
+        opened = self._open(message)
+        if isinstance(opened, wire.Failure):
+            return None, opened
+        function, args, kwargs, gpus = opened
+        del opened
         found: Dict[str, Any] = {}
         failure: Optional[wire.Failure] = None
+        context = self._context
+        context.step, context.attempt = message[0], message[1]
+        if gpus or context.gpus:
+            self._use_cards(gpus)
+        try:
+            self.turns.open()
+            try:
+                value = function(*args, **kwargs)
+            finally:
+                self.turns.close()
+            if value is not None and self._protocol is not None:
+                files = check_result_files(value)
+                if files:
+                    found["files"] = files
+        except BaseException as error:
+            if self.turns.forked:
+                _end_fork(error)
+            failure = self._describe(error)
+            del error
+        else:
+            if value is not None:
+                failure = self._pack_value(value, found)
+            value = None
+        del function, args, kwargs
+        if self._lock is not None and self._lock.used:
+            failure = self._end_lock(found, failure)
+        if self._tracker is not None and not self._tracker.unchanged():
+            failure = self._pack_changes(message[2], found, failure)
+        if self._blocks.in_use:
+            failure = self._note_blocks(found, failure)
+        return found or None, failure
+
+    def _open(self, message: Tuple[Any, ...]) -> Union[wire.Failure, Tuple[Any, Tuple[Any, ...], Dict[str, Any], Any]]:
+        """Make of a message what is to be called, its arguments, and the graphics cards that it may use."""
+        _, _, fn, args, changes, extras = message
+        gpus: Tuple[int, ...] = ()
+        kwargs: Dict[str, Any] = {}
         part = "function"
         try:
             if changes is not None or self._unheard:
@@ -347,7 +507,6 @@ class Worker:
                 part = "function"
             function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
             part = "arguments"
-            kwargs: Dict[str, Any] = {}
             if type(args) is not tuple:
                 args, kwargs = self._blocks.open(args, self._protocol)
             if extras:
@@ -355,34 +514,23 @@ class Worker:
                 if "results" in extras:
                     args = self._put_results(args, extras["results"])
         except BaseException as error:
-            return None, _cannot_open(error, part)
-        context = self._context
-        context.step, context.attempt = step, attempt
-        if gpus or context.gpus:
-            self._use_cards(gpus)
-        try:
-            value = function(*args, **kwargs)
-            if value is not None and self._protocol is not None:
-                files = check_result_files(value)
-                if files:
-                    found["files"] = files
-        except BaseException as error:
-            if self._forked:
-                _end_fork(error)
-            failure = wire.describe(error)
-            if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
-                failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
-            del error
-        else:
-            if value is not None:
-                failure = self._pack_value(value, found)
-            value = None
-        del function, args, kwargs
-        if self._tracker is not None and not self._tracker.unchanged():
-            failure = self._pack_changes(fn, found, failure)
-        if self._blocks.in_use:
-            failure = self._note_blocks(found, failure)
-        return found or None, failure
+            return _cannot_open(error, part)
+        return function, args, kwargs, gpus
+
+    def _describe(self, error: BaseException) -> wire.Failure:
+        failure = wire.describe(error)
+        if self._blocks.in_use and failure.type_name == "ValueError" and "read-only" in failure.message:
+            failure = failure._replace(message=f"{failure.message} ({_READ_ONLY})")
+        return failure
+
+    def _end_lock(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
+        """A step that has had `self._lock` leaves something, if only that it has heard of what others left: who follows
+        it must hear of that, too."""
+        assert self._lock is not None
+        self._lock.end_step()
+        self.turns.disturb(self._end.sleeper.disturb)  # threads that have outlived the step, and wait
+        found["lock"] = True
+        return failure or self._lock.take_lost()
 
     def _note_blocks(self, found: Dict[str, Any], failure: Optional[wire.Failure]) -> Optional[wire.Failure]:
         """Tell which blocks something here still reads, now that the step's own variables are gone."""

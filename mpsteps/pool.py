@@ -12,42 +12,56 @@ lambdas, closures and classes of `__main__` work, and no `if __name__ == "__main
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import operator
 import time
 import weakref
 from collections import deque
 from concurrent.futures import Executor, Future
-from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Deque,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)  # fmt: skip
 
-from mpsteps._core.steps import PLAIN, Demand
 from mpsteps._machine import usable_cores, usable_memory
-from mpsteps._pool_task import Task, callable_name
-from mpsteps._pool_work import PoolWork, end_all
+from mpsteps._spawn import start_zygote
+from mpsteps.engines.choice import Cluster, engine_of, shares
 from mpsteps.errors import UsageError
-from mpsteps.steps import make_options
+
+if TYPE_CHECKING:
+    from mpsteps._pool_work import PoolWork  # when there is a pool: see StepPool.__init__
 
 T = TypeVar("T")
-
-# Results that were submitted are worth waiting for at the end of the program, as with the standard library's executors.
-atexit.register(end_all)
-
+Call = Tuple[Callable[..., Any], Tuple[Any, ...], Optional[Callable[..., Any]]]
+"""A function, its arguments and, if these are several calls of another function, that."""
 
 class StepPool(Executor):
     """Runs calls in `max_workers` processes (default: the cores this process may use).
 
     Workers are started with the pool, not with the first call. `gpus`: numbers of the graphics cards that steps with
-    `gpus=` share. Raises ValueError for a `max_workers` below 1, EngineError when processes cannot be started.
+    `gpus=` share. `engine`: 'processes', or a cluster ('dask', 'slurm', the address of a Dask scheduler, its scheduler
+    file, a `Cluster`); there, `max_workers` is for 'dask' only. Raises ValueError for a `max_workers` below 1,
+    EngineError when processes cannot be started.
     """
 
-    def __init__(self, max_workers: Optional[int] = None, *, gpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self, max_workers: Optional[int] = None, *, gpus: Sequence[int] = (), engine: Union[str, Cluster] = "processes"
+    ) -> None:
         self._max_workers = usable_cores() if max_workers is None else _whole_number(max_workers, "max_workers")
         if self._max_workers < 1:
             raise ValueError("max_workers must be greater than 0")
         self._gpus = tuple(_whole_number(g, "the number of a graphics card") for g in gpus)
-        self._work = PoolWork(self._max_workers, usable_memory(), self._gpus)
-        self._work.start()
+        self._work = self._start(_cluster_of(engine, max_workers))
         # Workers end when nobody holds the pool any more: the loop's thread knows the work, not the pool.
         weakref.finalize(self, self._work.shut_down).atexit = False
 
@@ -58,7 +72,7 @@ class StepPool(Executor):
         """
         if not callable(fn):
             raise TypeError(f"a step runs a callable, not {fn!r}")
-        return self._start(Task(fn, args, kwargs, PLAIN))
+        return self._work.call(fn, args, kwargs)
 
     def submit_step(
         self,
@@ -85,6 +99,9 @@ class StepPool(Executor):
             raise UsageError(f"a step runs a callable, not {fn!r}")
         if name is not None and not isinstance(name, str):
             raise UsageError(f"name of a step must be a text, not {name!r}")
+        from mpsteps._core.steps import PLAIN, Demand
+        from mpsteps.steps import make_options
+
         options = make_options(cpus, memory, gpus, timeout, retries)
         if options.gpus > len(self._gpus):
             have = len(self._gpus) or "none: StepPool(gpus=[0]) would give it the first one"
@@ -94,7 +111,7 @@ class StepPool(Executor):
             alone=options.timeout is not None,
         )  # fmt: skip
         demand = PLAIN if demand == PLAIN else demand
-        return self._start(Task(fn, args, {}, demand, options.timeout, name, _futures(after)))
+        return self._work.call(fn, args, {}, demand, options.timeout, name, _futures(after))
 
     def map(
         self,
@@ -117,17 +134,32 @@ class StepPool(Executor):
         if buffersize is not None and _whole_number(buffersize, "buffersize") < 1:
             raise ValueError("buffersize must be None or > 0")
         end = None if timeout is None else time.monotonic() + timeout
+        calls: Iterator[Call]
         if chunksize == 1:
-            tasks = (Task(fn, args, {}, PLAIN) for args in zip(*iterables))
+            calls = ((fn, args, None) for args in zip(*iterables))
         else:
-            tasks = (_chunk_task(fn, chunk) for chunk in _chunks(zip(*iterables), chunksize))
-        futures = deque(self._start(task) for task in itertools.islice(tasks, buffersize))
-        results = _take_in_order(futures, None if buffersize is None else (weakref.ref(self), tasks), end)
+            calls = ((_run_chunk, (fn, chunk), fn) for chunk in _chunks(zip(*iterables), chunksize))
+        futures = deque(self._call(call) for call in itertools.islice(calls, buffersize))
+        results = _take_in_order(futures, None if buffersize is None else (weakref.ref(self), calls), end)
         return results if chunksize == 1 else _one_by_one(results)
 
-    def _start(self, task: Task) -> Future[Any]:
-        self._work.submit(task)
-        return task.future
+    def _start(self, cluster: Optional[Cluster]) -> PoolWork:
+        """Start the workers. The new process loads its modules while this one loads the rest of its own."""
+        zygote = start_zygote(self._max_workers) if cluster is None else None
+        try:
+            from mpsteps._pool_work import PoolWork
+
+            work = PoolWork(self._max_workers, usable_memory(), self._gpus, cluster, zygote)
+        except BaseException:
+            if zygote is not None:
+                zygote.stop()
+            raise
+        work.start()
+        return work
+
+    def _call(self, call: Call) -> Future[Any]:
+        fn, args, calls = call
+        return self._work.call(fn, args, {}, calls=calls)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more steps are accepted; those submitted still run, or are cancelled if `cancel_futures`.
@@ -137,6 +169,20 @@ class StepPool(Executor):
         self._work.shut_down(cancel_futures)
         if wait:
             self._work.join()
+
+
+def _cluster_of(engine: Union[str, Cluster], max_workers: Optional[int]) -> Optional[Cluster]:
+    """The cluster of an engine; None: the workers are processes of this machine."""
+    chosen = engine_of(engine)
+    if isinstance(chosen, Cluster):
+        if chosen.where == "dask":
+            return shares(chosen, usable_cores() if max_workers is None else max_workers)
+        if max_workers is not None:
+            raise UsageError(f"max_workers is not for engine {chosen.where!r}: the cluster says how many there are")
+        return chosen
+    if chosen != "processes":
+        raise UsageError(f"a pool cannot run steps on engine {chosen!r}: choose 'processes' or a cluster")
+    return None
 
 
 def _whole_number(value: Any, what: str) -> int:
@@ -162,17 +208,17 @@ def _futures(after: Any) -> Tuple[Future[Any], ...]:
 
 
 def _take_in_order(
-    futures: Deque[Future[Any]], more: Optional[Tuple[weakref.ref[StepPool], Iterator[Task]]], end: Optional[float]
+    futures: Deque[Future[Any]], more: Optional[Tuple[weakref.ref[StepPool], Iterator[Call]]], end: Optional[float]
 ) -> Iterator[Any]:
     """Results of `futures`, in order; no reference to a result or its future is kept once it is handed out.
 
-    `more`: a reference to the pool, and tasks: one is submitted for each result taken, while somebody holds the pool.
+    `more`: a reference to the pool, and calls: one is submitted for each result taken, while somebody holds the pool.
     """
     try:
         while futures:
             pool = more[0]() if more else None
             if more and pool is not None:
-                futures.extend(pool._start(task) for task in itertools.islice(more[1], 1))
+                futures.extend(pool._call(call) for call in itertools.islice(more[1], 1))
             del pool
             yield _first_result(futures, end)
     finally:
@@ -192,12 +238,6 @@ def _chunks(calls: Iterator[Tuple[Any, ...]], size: int) -> Iterator[List[Tuple[
         if not chunk:
             return
         yield chunk
-
-
-def _chunk_task(fn: Callable[..., Any], chunk: List[Tuple[Any, ...]]) -> Task:
-    task = Task(_run_chunk, (fn, chunk), {}, PLAIN)
-    task.key = f"{task.key} {callable_name(fn)}"
-    return task
 
 
 def _run_chunk(fn: Callable[..., T], chunk: List[Tuple[Any, ...]]) -> List[T]:

@@ -16,6 +16,8 @@ import time
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, TextIO, Type
 
+from mpsteps._run_figures import RunFigures
+from mpsteps._safe_stream import SafeStream
 from mpsteps._signals import hidden_cursors
 from mpsteps.listeners import Listener
 from mpsteps.report import RunReport, format_seconds, shorten
@@ -36,8 +38,13 @@ class Progress(Listener):
     """Shows nothing: what the others have in common. `close` (or leaving it as a context manager) ends the display,
     also of a run that broke off."""
 
+    trusted = True
+
     def close(self) -> None:
         """Leave the terminal as it was; calling it again does nothing."""
+
+    def say(self, text: str) -> None:
+        """Show lines among what is displayed, without spoiling it."""
 
     def __enter__(self) -> Progress:
         return self
@@ -62,52 +69,6 @@ def make_progress(stream: Optional[TextIO], quiet: bool = False, clock: Clock = 
         return LiveProgress(safe, clock)
     except ImportError:
         return LineProgress(safe, clock)
-
-
-class SafeStream:
-    """A text stream to which writing never raises. `gone`: it failed, and nothing is written to it any more."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.gone = False
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        """Write, unless the stream is gone; returns the length of `text`."""
-        if not self.gone:
-            try:
-                self._write(text)
-            except (OSError, ValueError):
-                self.gone = True
-        return len(text)
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            self._stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
-
-    def flush(self) -> None:
-        """Write out what is kept back, unless the stream is gone."""
-        if not self.gone:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self.gone = True
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        try:
-            return self._stream.isatty()
-        except (OSError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        """The descriptor; OSError or ValueError if there is none."""
-        return self._stream.fileno()
 
 
 class _Telling(Progress):
@@ -148,6 +109,9 @@ class _Telling(Progress):
             self._tell(f"further failures are only counted here; mpsteps steps {run.run_dir} --failed tells all")
         self._redraw()
 
+    def say(self, text: str) -> None:
+        self._tell(text)
+
     def step_retried(self, run: Any, step: int, attempt: int, message: str) -> None:
         self._tell(f"attempt {attempt} of {_name(run, step)} failed, another one follows: {message}")
 
@@ -180,15 +144,19 @@ class _Telling(Progress):
         return ", ".join([f"{done} of {total} steps{percent}", *self._times(done, total, now), *self._losses()])
 
     def _times(self, done: int, total: int, now: float) -> Iterator[str]:
-        """Rate, time that has gone by, and time left if the rate stays what it was on average in this session."""
+        """Rate, time that has gone by, and time left."""
         elapsed = now - self._began
         ended = done - self._kept
         if ended > 0 and elapsed > 0:
             yield _rate(ended / elapsed)
         yield f"after {format_seconds(elapsed)}"
-        left = total - done - self._failed - self._skipped
-        if ended > 0 and left > 0:
-            yield f"{format_seconds(left * elapsed / ended)} left"
+        left = self._left(total - done - self._failed - self._skipped, ended, elapsed, now)
+        if left is not None:
+            yield f"{format_seconds(left)} left"
+
+    def _left(self, steps: int, ended: int, elapsed: float, now: float) -> Optional[float]:
+        """Seconds that `steps` steps may take, when `ended` took `elapsed`: as long on average. None: not known."""
+        return steps * elapsed / ended if ended > 0 and steps > 0 else None
 
     def _losses(self) -> Iterator[str]:
         if self._failed:
@@ -288,9 +256,12 @@ class LiveProgress(_Telling):
         self._running: Dict[int, float] = {}  # step -> when it began
         self._widest = 0  # of the figures so far: a bar that changes its length is hard to read
         self._cursor = -1  # the descriptor of the terminal whose cursor is hidden
+        self._of_run: Optional[RunFigures] = None
+        self._closed = False
 
     def run_started(self, run: Any, kept: int) -> None:
         super().run_started(run, kept)
+        self._of_run = RunFigures(run)
         self._live.start(refresh=True)
         try:
             self._cursor = self._stream.fileno()
@@ -301,6 +272,7 @@ class LiveProgress(_Telling):
     def close(self) -> None:
         """Draw once more, and give the terminal back."""
         self._running.clear()
+        self._closed = True
         self._live.stop()
         hidden_cursors.discard(self._cursor)
 
@@ -310,9 +282,18 @@ class LiveProgress(_Telling):
     def steps_finished(self, run: Any, steps: Sequence[int]) -> None:
         for step in steps:
             self._running.pop(step, None)
+        if self._of_run is not None:
+            self._of_run.ended(steps)
+
+    def steps_skipped(self, run: Any, steps: Sequence[int], because: int) -> None:
+        if self._of_run is not None:
+            self._of_run.lost("skipped", steps)
+        super().steps_skipped(run, steps, because)
 
     def step_failed(self, run: Any, step: int, message: str) -> None:
         self._running.pop(step, None)
+        if self._of_run is not None:
+            self._of_run.lost("failed", (step,))
         super().step_failed(run, step, message)
 
     def step_retried(self, run: Any, step: int, attempt: int, message: str) -> None:
@@ -345,7 +326,24 @@ class LiveProgress(_Telling):
         line.add_column(ratio=1, min_width=10)
         line.add_column(no_wrap=True, min_width=min(self._widest, self._console.width // 2))
         line.add_row(numbers, ProgressBar(total=max(total, 1), completed=done), figures)
-        return Group(line, *(Text(text, no_wrap=True, overflow="ellipsis", style="dim") for text in self._steps(now)))
+        below = [*self._about(now), *self._steps(now)]
+        return Group(line, *(Text(text, no_wrap=True, overflow="ellipsis", style="dim") for text in below))
+
+    def _left(self, steps: int, ended: int, elapsed: float, now: float) -> Optional[float]:
+        """By what steps of each function took and by the graph, where enough is known; else as long on average."""
+        if self._of_run is not None and steps > 0:
+            left = self._of_run.left(now, {step: now - began for step, began in list(self._running.items())})
+            if left is not None:
+                return left
+        return super()._left(steps, ended, elapsed, now)
+
+    def _about(self, now: float) -> Iterator[str]:
+        """Progress of each function, and what the workers use; of a run that takes a while."""
+        if self._of_run is None or self._closed or now - self._began < SHOWN_AFTER:
+            return
+        parts = [part for part in (self._of_run.machine(now), self._of_run.functions()) if part]
+        if parts:
+            yield f"  {'; '.join(parts)}"
 
     def _steps(self, now: float) -> List[str]:
         """The steps that have been running longest, oldest first."""

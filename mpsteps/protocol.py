@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import operator
 import os
 import threading
 import typing
@@ -48,6 +49,7 @@ FRAMEWORK_ATTRIBUTES = frozenset(
     {
         "_definition", "_endTime", "_error", "_initTime", "_lock", "_log", "_newSteps", "_numberOfSteps", "_report",
         "_owner", "_status", "_steps", "_stepMethods", "_stepsDone", "_stepsExecutor", "_currentDir", "_cpuTime",
+        "_ownContainers",
     }
 )  # fmt: skip
 """Attributes of a protocol that belong to the framework: they do not travel with it, and their changes do not."""
@@ -83,11 +85,14 @@ class Protocol(ProtocolInputs, ProtocolPaths):
 
     `stepsExecutionMode`: STEPS_SERIAL (steps run one after another, in this process) or STEPS_PARALLEL (in worker
     processes). `keepGoing`: after a failed step everything that does not depend on it still runs.
+    `rerunOnLoss`: on a cluster, steps that were on a node that is lost run again elsewhere, although they may have run
+    there, in part or to their end.
     `_stepsCheckSecs`: seconds between two calls of `_stepsCheck` while steps run.
     """
 
     _label: Optional[str] = None
     keepGoing: bool = False
+    rerunOnLoss: bool = False
     _stepsCheckSecs: float = 5
 
     def __init__(self, **kwargs: Any) -> None:
@@ -111,10 +116,11 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         self._steps: typing.MutableSequence[Step] = []
         self._newSteps = False
         self._owner = StepOwner()
+        self._ownContainers: List[str] = []  # lists, dicts and sets of the class that this object has for itself now
         self._stepMethods: Dict[Any, str] = {}  # functions that are known to be methods of this object: their names
         self._stepsExecutor: Any = CurrentStep(self)
         self._log = logger
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()  # while it runs: that of the run, see `_protocol_lock`
         self._currentDir: Optional[str] = None
         self._stepsDone = Integer(0)
         self._numberOfSteps = Integer(0)
@@ -336,6 +342,26 @@ class Protocol(ProtocolInputs, ProtocolPaths):
     def _store(self, *objs: Any) -> None:
         """In Scipion: write to the project's database. Here the journal has it all; kept for its callers."""
 
+    # ------------------------------------------------------------------------- chance
+
+    def stepSeed(self, salt: int = 0, bits: int = 63) -> int:
+        """For a step: a number from 0 to 2**bits - 1 to seed its random generator with.
+
+        Every step has its own, and the same one in every run and attempt, whatever worker it lands on: it follows from
+        the step's function, arguments and prerequisites (and, of steps that are alike in those, from which one it is).
+        `salt`: another one gives another number: a param for users who want other random numbers, or 1, 2, ... for
+        several generators in one step. `bits`: 1 to 64; numpy.random.seed takes 32.
+        """
+        sink, context = self._sink, current()
+        if sink is None or context is None:
+            raise UsageError("stepSeed() belongs to a running step: call it in the step's method")
+        if not 1 <= bits <= 64:
+            raise UsageError(f"bits must be from 1 to 64, not {bits!r}")
+        import hashlib  # not with the module: workers load that when they start
+
+        text = f"{sink.key(context.step)}/{operator.index(salt)}"
+        return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big") >> (64 - bits)
+
     # -------------------------------------------------------------------------- logs
 
     def info(self, message: str, extra: Optional[Dict[str, Any]] = None) -> None:
@@ -370,12 +396,13 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         name = getattr(self, "runName", None)
         return str((name.get() if name is not None else None) or self._label_of_run or self.getClassLabel())
 
-    def run(self, engine: Optional[str] = None, **options: Any) -> Any:
+    def run(self, engine: Any = None, **options: Any) -> Any:
         """Validate, insert the steps and run them; returns the RunReport.
 
         Raises UsageError (ValidationError, PrerequisiteError, ...) for what is wrong before any step starts, and then
         the protocol is failed as well. A failing step raises nothing: `isFailed()` and `getErrorMessage()` tell.
-        `engine`: 'inline' or 'processes' (default: by `stepsExecutionMode`). Other options: see `mpsteps.run.run`.
+        `engine`: 'inline', 'processes' or a cluster (default: by `stepsExecutionMode`). More of it, and other options:
+        see `mpsteps.run.run`.
         """
         from mpsteps.run import run
 

@@ -10,11 +10,12 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mpsteps._announcer import check_graph, ordered
 from mpsteps._begun import Occasion, session_name
 from mpsteps._coordinator import Coordinator
+from mpsteps._core.nodes import NodeSlots
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
@@ -23,6 +24,7 @@ from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
+from mpsteps._learned_memory import learned_memory
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
 from mpsteps._output import step_log
@@ -32,18 +34,17 @@ from mpsteps._resume import Earlier
 from mpsteps._signals import Signals, die_of
 from mpsteps._workplace import Workplace
 from mpsteps.engines.base import Engine
+from mpsteps.engines.choice import Cluster, engine_of, shares
 from mpsteps.engines.inline import InlineEngine
 from mpsteps.errors import EngineError, InternalError, JournalError, MpstepsError, UsageError, ValidationError
-from mpsteps.listeners import Listener
+from mpsteps.listeners import Listener, guarded
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
-
-ENGINES = ("inline", "processes")
 
 
 def run(
     protocol: Protocol,
-    engine: Optional[str] = None,
+    engine: Union[str, Cluster, None] = None,
     listeners: Sequence[Listener] = (),
     keep_going: Optional[bool] = None,
     durability: str = "process",
@@ -51,9 +52,11 @@ def run(
 ) -> RunReport:
     """Run a protocol; returns its report.
 
-    `engine`: 'inline' or 'processes'; None: by the protocol's stepsExecutionMode. `keep_going` overrides the
-    protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (also a power failure).
-    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle.
+    `engine`: 'inline' or 'processes'; 'dask', 'slurm', the address of a Dask scheduler, the path of its scheduler file,
+    or a `Cluster`, for workers beyond this machine; None: by the protocol's stepsExecutionMode. `keep_going` overrides
+    the protocol's `keepGoing`. `durability`: 'process' (the journal survives any kill) or 'power' (power cuts, too).
+    `in_doubt`: 'rerun' or 'fail', for steps that a crash of an earlier session cut in the middle. `listeners` are told
+    what happens, see `mpsteps.Listener`.
 
     Raises UsageError (with its children) for what is wrong before a step starts, EngineError when workers cannot be
     had, JournalError when the disk is full; the protocol is failed then. KeyboardInterrupt after Ctrl-C.
@@ -61,7 +64,7 @@ def run(
     if protocol._sink is not None:
         raise UsageError(f"{type(protocol).__name__} is running already")
     try:
-        _check_options(engine, in_doubt, durability)
+        engine = _check_options(engine, in_doubt, durability)
         if keep_going is not None:
             protocol.keepGoing = keep_going
         messages = protocol.validate()
@@ -71,7 +74,7 @@ def run(
     except MpstepsError as error:
         protocol.setFailed(str(error))
         raise
-    session = _Session(protocol, place, engine, tuple(listeners), durability, in_doubt)
+    session = _Session(protocol, place, engine, guarded(listeners, protocol.warning), durability, in_doubt)
     try:
         return session.run()
     except KeyboardInterrupt:
@@ -85,13 +88,16 @@ def run(
         place.leave()
 
 
-def _check_options(engine: Optional[str], in_doubt: str, durability: str) -> None:
-    if engine is not None and engine not in ENGINES:
-        raise UsageError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+def _check_options(
+    engine: Union[str, Cluster, None], in_doubt: str, durability: str
+) -> Union[str, Cluster, None]:  # fmt: skip
+    if engine is not None:
+        engine = engine_of(engine)
     if in_doubt not in ("rerun", "fail"):
         raise UsageError(f"in_doubt must be 'rerun' or 'fail', not {in_doubt!r}")
     if durability not in ("process", "power"):
         raise UsageError(f"durability must be 'process' or 'power', not {durability!r}")
+    return engine
 
 
 def _sentence(error: BaseException, doing: str) -> str:
@@ -117,14 +123,23 @@ class _Session:
     """One call of `run`: everything that lives as long as it does."""
 
     def __init__(
-        self, protocol: Protocol, place: Workplace, engine: Optional[str], listeners: Tuple[Listener, ...],
+        self, protocol: Protocol, place: Workplace, engine: Union[str, Cluster, None], listeners: Tuple[Listener, ...],
         durability: str, in_doubt: str,
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.place = place
         self.directory = place.directory
-        self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
-        self.workers = protocol.getScipionThreads() if self.engine_name != "inline" else 1
+        self.cluster: Optional[Cluster] = None
+        self.cluster_given = engine.given() if isinstance(engine, Cluster) else None
+        self.workers = self.threads = protocol.getScipionThreads()
+        if isinstance(engine, Cluster):
+            self.cluster = shares(engine, self.workers) if engine.where == "dask" else engine
+            self.engine_name = engine.where
+            self.workers = (self.cluster.workers or 1) * (self.cluster.cores or self.workers)
+        else:
+            self.engine_name = engine or ("inline" if protocol.modeSerial() else "processes")
+            if self.engine_name == "inline":
+                self.workers = self.threads = 1
         self.listeners = listeners
         self.durability = durability
         self.in_doubt = in_doubt
@@ -137,7 +152,7 @@ class _Session:
     def run(self) -> RunReport:
         """Insert the steps, run them, close everything."""
         protocol = self.protocol
-        with self.place.log():
+        with self.place.log(), own_class_containers(protocol, Protocol):
             protocol.setRunning()
             protocol.info(f"{type(protocol).__name__} starts in {self.directory.path}, engine {self.engine_name}")
             with self._made_engine() as engine:
@@ -161,7 +176,6 @@ class _Session:
         protocol._steps = []
         protocol._stepsDone.set(0)
         protocol._numberOfSteps.set(0)
-        own_class_containers(protocol, Protocol)
         self.doing = f"{type(protocol).__name__}._insertAllSteps failed: "
         with _patient_collector():
             protocol._insertAllSteps()
@@ -179,20 +193,33 @@ class _Session:
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
-            self.durability == "power",
+            self.durability == "power", self._learned() if by_value else None,
         )  # fmt: skip
-        slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
+        if self.cluster is None:
+            slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
+        else:
+            slots = NodeSlots(range(len(groups)))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
 
+    def _learned(self) -> Dict[str, int]:
+        """Bytes for each step of a function, where as many of them as there are workers would not fit in memory."""
+        room = usable_memory()
+        learned = learned_memory(self.place.history)
+        return {func: need for func, need in learned.items() if need * self.workers > room}
+
     @contextlib.contextmanager
     def _made_engine(self) -> Iterator[Engine]:
         """The engine, being prepared; whatever happens, nothing of it is left afterwards."""
         if self.engine_name == "inline":
             yield InlineEngine(self._run_here)
+            return
+        if self.cluster is not None:
+            with self._made_cluster(self.cluster) as engine:
+                yield engine
             return
         from mpsteps.engines.processes import ProcessEngine
 
@@ -213,6 +240,24 @@ class _Session:
                 engine.stop(at_once=True)  # does nothing if the loop has come to its end
         finally:
             os.close(fence)
+
+    @contextlib.contextmanager
+    def _made_cluster(self, cluster: Cluster) -> Iterator[Engine]:
+        from mpsteps.engines.about import about_run
+        from mpsteps.engines.dask.bus import DaskBus
+        from mpsteps.engines.remote import RemoteEngine
+
+        with about_run(self.directory, ("mpsteps.protocol",)) as about:
+            engine = RemoteEngine(
+                DaskBus(cluster, self.directory.tmp, self.directory.logs), self._setup, about, self.directory.tmp,
+                bool(self.protocol.rerunOnLoss),
+            )  # fmt: skip
+            engine.open_steps = lambda: self._coordinator.scheduler.open_steps
+            try:
+                engine.prepare()
+                yield engine
+            finally:
+                engine.stop(at_once=True)
 
     def _setup(self, worker: int) -> Dict[str, Any]:
         return self._work.setup(worker)
@@ -272,14 +317,18 @@ class _Session:
             "class": type(protocol).__name__,
             "target": target_of(protocol),
             "params": {k: v if wire.is_plain(v) else str(v) for k, v in protocol.getDefinitionDict().items()},
-            "threads": self.workers,
+            "threads": self.threads,
             "engine": self.engine_name,
+            "cluster": self.cluster_given,
             "python": platform.python_version(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cwd": os.getcwd(),
             "workingDir": protocol.getWorkingDir(),
             "started": self.started,
+            "mpsteps": sys.modules["mpsteps"].__version__,  # which stands above this module, and is always loaded
+            "platform": " ".join(platform.uname()[i] for i in (0, 2, 4)),
+            **self._work.resources(),
         }
 
     # ---------------------------------------------------------------------- the loop
@@ -387,7 +436,7 @@ class _Session:
             failed=tuple(work.failed_steps),
             skipped=work.skipped,
             in_doubt=tuple(doubtful),
-            workers=self.workers,
+            workers=getattr(self._coordinator.engine, "most", self.workers),
             seconds=time.monotonic() - self._began,
             cpu_seconds=work.cpu_seconds,
         )

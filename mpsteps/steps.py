@@ -192,6 +192,8 @@ class StepSink(typing.Protocol):
 
     def set_status(self, step_id: int, status: str) -> None: ...
 
+    def key(self, step_id: int) -> str: ...
+
 
 class StepOwner:
     """What all steps of a protocol share: `sink`, where they turn to while it runs (None: it does not run)."""

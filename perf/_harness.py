@@ -138,7 +138,7 @@ def common_options() -> argparse.ArgumentParser:
                         "%(default)s); more than the machine has cores measures its scheduler, too")  # fmt: skip
     parser.add_argument("--systems", metavar="A,B,...", help="which to compare, of: loop (no workers at all), "
                         "threads, ppe (ProcessPoolExecutor), pool (multiprocessing.Pool), loky, joblib, pebble, mpire, "
-                        "dask, ray, scipion, steppool, protocol (the last two are mpsteps)")  # fmt: skip
+                        "dask, ray, scipion, steppool, steppool_dask, protocol (three are mpsteps)")  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one run, and of the systems only those that "
                         "start at once: checks that results are right, says nothing of speed")  # fmt: skip
     return parser

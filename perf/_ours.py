@@ -47,6 +47,20 @@ class SharedArrayPool(Pool):
         return shared
 
 
+class ClusterPool(Pool):
+    """StepPool on Dask workers of this machine: as many, of one step at a time, as `dask.distributed` is given."""
+
+    title = "mpsteps.StepPool, on Dask"
+    package = "distributed"
+    restless = True
+
+    def make(self) -> mpsteps.StepPool:
+        """Up when its first step has run on each."""
+        pool = mpsteps.StepPool(engine=mpsteps.Cluster("dask", workers=self.workers, cores=1))
+        list(pool.map(time.sleep, [0.2] * 4 * self.workers))
+        return pool
+
+
 class Steps(Protocol):
     """The calls that stand in `_to_insert`, as steps of a protocol."""
 

@@ -31,6 +31,7 @@ SYSTEMS: Dict[str, str] = {
     "ray": "perf.peers.clusters:Ray",
     "scipion": "perf.peers.scipion:Scipion",
     "steppool": "perf._ours:Pool",
+    "steppool_dask": "perf._ours:ClusterPool",
     "shared_array": "perf._ours:SharedArrayPool",
     "protocol": "perf._ours:ProtocolRun",
 }
@@ -38,7 +39,7 @@ SYSTEMS: Dict[str, str] = {
 FLOORS = ("plain loop, one process", "bare processes", "the interpreter alone")
 """Titles of rows that are no systems: they show what there is to gain, or to lose."""
 
-ALL = tuple(name for name in SYSTEMS if name != "shared_array")
+ALL = tuple(name for name in SYSTEMS if name not in ("shared_array", "steppool_dask"))
 """Each system once."""
 
 OURS = ("steppool", "protocol")

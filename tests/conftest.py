@@ -126,6 +126,7 @@ ONCE = frozenset({
     "test_recorder", "test_begun", "test_ends", "test_kills", "test_kill_points", "test_worker_crashes",
     "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks",
     "test_large", "test_shared_array", "test_slots", "test_graph", "test_rests", "test_chaos",
+    "test_lock_queue", "test_lock_state", "test_lock_resume",
 })  # fmt: skip
 """Modules whose tests do not depend on the Python version, but for those marked `versions`."""
 

@@ -72,7 +72,7 @@ MUTANTS: dict[str, Mutant] = {
     "does not look whether memory is free": Mutant(
         "slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'
     ),
-    "uses more CPUs than there are": Mutant("lanes", 'if not length and self.slots.free["cpus"] < 1:', "if False:"),
+    "uses more CPUs than there are": Mutant("lanes", "if not length and self.slots.is_full(worker):", "if False:"),
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
     "hands out a step twice": Mutant(
         "lanes",
@@ -87,10 +87,10 @@ MUTANTS: dict[str, Mutant] = {
     "forgets to queue returned steps": Mutant("scheduler", "        self._waiting.rejoin(step)", "        pass"),
     "sends behind a step that must be alone": Mutant("lanes", "lane.alone = worker != LOCAL", "lane.alone = False"),
     "sends a special step to a busy worker": Mutant(
-        "lanes", "if worker != LOCAL and not lane.steps:", "if worker != LOCAL:"
+        "lanes", "if worker != LOCAL and not lane.steps)", "if worker != LOCAL)"
     ),
     "runs a local step in a worker": Mutant(
-        "lanes", "worker = LOCAL if demand.local else self._idle_worker()", "worker = self._idle_worker()"
+        "slots", "worker = LOCAL if demand.local else next(iter(idle), None)", "worker = next(iter(idle), None)"
     ),
     "queues behind steps of unknown duration": Mutant(
         "lanes", "elif expected is None or work", "elif expected is not None and work"
@@ -102,7 +102,7 @@ MUTANTS: dict[str, Mutant] = {
     "overlooks a queue of special steps": Mutant(
         "waiting", "heapq.heapreplace(self._heads, (queue[0][0], demand))", "heapq.heappop(self._heads)"
     ),
-    "lets younger steps starve a large one": Mutant("lanes", 'lack in ("cpus", "memory")', "False"),
+    "lets younger steps starve a large one": Mutant("slots", 'lack in ("cpus", "memory")', "False"),
     "keeps the lane of a dead worker": Mutant("lanes", "        del self._lanes[worker]\n", ""),
     "forgets the victim of a lost worker": Mutant("scheduler", "if step == began:", "if False:"),
     "makes victims of all steps of a lost worker": Mutant("scheduler", "if step == began:", "if True:"),
@@ -150,7 +150,7 @@ MUTANTS: dict[str, Mutant] = {
         "zip(missing[:1], places)}",
     ),
     "sends a step across without a slot": Mutant(
-        "sending_ahead", "        self._slots.take(-worker, PLAIN)\n", ""
+        "sending_ahead", "        self._slots.take(-worker, PLAIN, worker)\n", ""
     ),
     "does not begin what it sends across": Mutant("sending_ahead", "self._begun.append((worker, step))", "pass"),
     "follows steps of a lane that stalls": Mutant(

@@ -58,7 +58,7 @@ class _Story:
         )  # fmt: skip
         ahead = r.random() < 0.6
         self.world = World(r.random() < 0.6, ahead=ahead, across=ahead and r.random() < 0.7, **world)
-        self.shape = r.choice(("chain", "wide", "layers", "random"))
+        self.shape = r.choice(("chain", "wide", "layers", "random", "stencil", "stencil"))
         self.timed = r.random() < 0.9
         self.together = r.random() < 0.5  # whether ordinary steps come in runs as well
         self.functions = r.choice(((0,), (0, 1), (0, 1, 2, 3), (3,)))
@@ -114,6 +114,8 @@ class _Story:
             return (step - 1,) if r.random() < 0.95 else ()
         if self.shape == "wide":
             return tuple(range(max(1, step - 20), step)) if step % 20 == 0 else ((1,) if r.random() < 0.3 else ())
+        if self.shape == "stencil":  # four wide
+            return tuple(p for p in range(step - 5, step - 2) if p > 0 and abs((p - 1) % 4 - (step - 1) % 4) < 2)
         if self.shape == "layers":
             first = (step - 1) // 5 * 5  # layers of five
             return tuple(p for p in range(max(1, first - 4), first + 1) if r.random() < 0.4)

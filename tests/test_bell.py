@@ -224,3 +224,21 @@ def play(words: memoryview, rounds: int, bells: tuple[Bell, Bell], second: bool,
         if second:
             words[own] = number
             waker.wake()
+
+
+def test_an_exception_in_a_sleep_does_not_turn_sleep_and_wake_round(bell: Bell, words: memoryview) -> None:
+    """Raised by the handler of a signal, in a step that waits: else nobody would ring for the sleep after that."""
+    sleeper, waker = Sleeper(words, 0, bell), Waker(words, 0, bell)
+
+    def interrupted() -> bool:
+        if words[0] & 1:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        sleeper.wait(interrupted, 1.0, 0.0)
+    sleeper.prepare()
+    assert words[0] & 1
+    assert waker.wake()
+    sleeper.awake()
+    assert not words[0] & 1

@@ -437,7 +437,7 @@ def test_nothing_that_decides_looks_at_the_wall_clock() -> None:
     """`time.time` is for the journal and for people."""
     package = Path(mpsteps.__file__).parent
     for_people = {"_protocol_run.py", "_recorder.py", "_outcome.py", "run.py", "_journal_format.py", "steps.py",
-                  "streaming.py"}  # fmt: skip
+                  "streaming.py", "_event_lines.py", "_report_data.py"}  # fmt: skip
     files = [p for p in package.rglob("*.py") if p.parent.name not in ("cli", "demo")]
     found = {p.name for p in files if re.search(r"\btime\.time\(|datetime\.now|utcnow", p.read_text("utf-8"))}
     assert found == for_people

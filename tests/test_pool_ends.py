@@ -9,6 +9,7 @@ import gc
 import operator
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -393,3 +394,36 @@ def test_a_pool_that_cannot_have_workers_any_more_says_so(monkeypatch: pytest.Mo
         with pytest.raises(EngineError, match="the machine is full"):
             pool.submit(abs, 1)
         foreign.set_result(1)
+
+
+def test_a_pool_that_cannot_be_made_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that starts workers is there before the rest of the pool is."""
+
+    def broken(*args: object) -> None:
+        raise MemoryError("no pool today")
+
+    monkeypatch.setattr("mpsteps._pool_work.PoolWork", broken)
+    with pytest.raises(MemoryError, match="no pool today"):
+        StepPool(2)
+    assert not psutil.Process().children(recursive=True)
+
+
+EARLY = """
+import subprocess, sys
+popen = subprocess.Popen
+def watched(*args, **kwargs):
+    print(sorted(m for m in sys.modules if m.split(".")[0] in ("cloudpickle", "tblib", "psutil", "numpy", "json")
+                 or m.startswith(("mpsteps._core", "mpsteps._worker", "mpsteps._coordinator", "mpsteps._pool_work"))))
+    return popen(*args, **kwargs)
+subprocess.Popen = watched
+from mpsteps import StepPool
+with StepPool(1) as pool:
+    print(pool.submit(abs, -3).result())
+"""
+
+
+def test_the_first_new_process_is_started_before_most_modules_are_loaded() -> None:
+    """It loads modules itself, for as long as this process does: one after the other, a pool took twice as long."""
+    run = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60, check=True)
+    lines = run.stdout.splitlines()  # the platform module of old Pythons starts a program as well, later
+    assert (lines[0], lines[-1]) == ("[]", "3"), run.stdout + run.stderr

@@ -378,7 +378,8 @@ def test_steps_that_ended_are_shown_no_more(live):
     live.shown.step_retried(live, 3, 1, "bad")
     live.shown._live.stop()
     lines = drawn(live)
-    assert [line.split("  ")[1] for line in lines[1:]] == ["step 4 workStep('mic_4.mrc',)"]
+    assert "workStep 1/200" in lines[1]
+    assert [line.split("  ")[1] for line in lines[2:]] == ["step 4 workStep('mic_4.mrc',)"]
     assert lines[0].endswith("1 failed")
 
 

@@ -688,7 +688,7 @@ class Counted:
         self.calls = 0
         for thing, name in [
             (self.scheduler._register, "move"), (self.scheduler.slots, "lacks"), (self.scheduler._lanes, "_fill"),
-            (self.scheduler._lanes, "_place_for"), (self.scheduler._lanes, "_assign_plain"),
+            (self.scheduler.slots, "choose"), (self.scheduler._lanes, "_assign_plain"),
             (self.scheduler._lanes, "_begin"), (self.scheduler._waiting, "join"), (self.scheduler._waiting, "rejoin"),
             (self.scheduler._waiting, "oldest_special"), (self.scheduler._waiting, "first_plain"),
         ]:  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_more_than_the_machine_has_is_refused_at_creation() -> None:
 
 def test_the_temporary_file_of_systems_without_memfd_is_as_good(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """The portable path: same mode, same memory, and no name left."""
-    monkeypatch.setattr(shm.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     fd = shm.create((1 << 20) + 8192)

@@ -13,6 +13,7 @@ import pytest
 
 from mpsteps import _statelog
 from mpsteps._ipc import state, wire
+from mpsteps._ipc.merge import UNKNOWN
 from mpsteps._statelog import StateLog
 from mpsteps.errors import StateConflict
 
@@ -540,3 +541,61 @@ def test_after_everything_all_replicas_equal_the_truth_and_no_growth_is_lost(own
             _live(seed, own_tracker)
         except Exception as error:
             raise AssertionError(f"_live({seed}, {own_tracker}): {type(error).__name__}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------- numbers that both sides add to
+@pytest.mark.parametrize(
+    ("by", "adds_up"),
+    [((1,), True), ((_statelog.CHECK,), True), ((1, 2), True), ((1, _statelog.CHECK), True), ((1, 5), True),
+     ((), False), ((3,), False), ((1, 3), False), ((4,), False), ((1, 4), False)],
+)  # fmt: skip
+def test_what_code_of_this_process_adds_adds_up_if_known(by: Tuple[int, ...], adds_up: bool) -> None:
+    """A local step, `_stepsCheck`, several of them; 3 sets it, of 4 nothing is known, 5 has nothing to do with it."""
+
+    class Sets(Code):
+        def adds(self, name: str, inside: bool) -> bool:
+            return False
+
+    class Neither(Sets):
+        def sets(self, name: str, inside: bool) -> bool:
+            return False
+
+    known = {3: Sets(), 4: UNKNOWN, 5: Neither()}
+    truth = fresh()
+    log = StateLog(truth, state.Tracker(truth, ()), writes=lambda step: known.get(step, CODE))
+    log.join(1)
+    log.news(1, (9,))
+    truth.count += 5
+    log.publish(state.pack_changes([("#", "count", 5, 0)], truth), by)
+    told = wire.pack([("#", "count", 3, 0)])
+
+    if adds_up:
+        log.merge(1, 9, told)
+        assert truth.count == 8
+    else:
+        with pytest.raises(StateConflict):
+            log.merge(1, 9, told)
+        assert truth.count == 5
+
+
+def test_what_code_of_this_process_changes_while_a_merge_is_worked_out_is_not_lost() -> None:
+    """A local step runs in a thread of its own: then it is worked out again."""
+    truth = fresh()
+    tracker = state.Tracker(truth, ())
+    log = StateLog(truth, tracker, writes=lambda step: CODE)
+    log.join(1)
+    log.news(1, (9,))
+    calls = []
+
+    def collect_own() -> bool:
+        calls.append(truth.count)
+        if 1 < len(calls) < 4:
+            truth.count += 5
+            log.publish(state.pack_changes(tracker.changes(), truth), (1,))
+        return 1 < len(calls) < 4
+
+    log.collect_own = collect_own
+    log.merge(1, 9, wire.pack([("#", "count", 3, 0)]))
+
+    assert calls == [0, 0, 5, 10]
+    assert truth.count == 13

@@ -17,7 +17,7 @@ leaves, its dependants must hear of from the coordinator.
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.graph import Graph
 from mpsteps._core.register import Register
@@ -25,6 +25,9 @@ from mpsteps._core.steps import Status
 
 MOST_FOLLOWED = 8
 """A step that misses more than this is not sent across lanes: to wait for so many lanes is not worth it."""
+BROAD = 8
+"""With more steps a lane that miss nothing, no more are sent across lanes: there is enough to do until the coordinator
+has heard of those that are missing, and then their dependants cost it half as much."""
 WARY_STEPS = 64
 """After a step that left something, its function is not followed across lanes until so many have left nothing."""
 
@@ -49,6 +52,8 @@ class Ahead:
         self._covered: Dict[int, List[int]] = {}
         self._joint: Deque[int] = deque()  # of these, those that miss nothing else; looked at again before one is sent
         self._wary: Dict[Hashable, int] = {}  # function -> so many of its steps must still leave nothing
+        self._early: Set[int] = set()  # in lanes, and still missing something
+        self._broad = False
 
     def follow_all(self, worker: int, steps: Sequence[int], lanes: int, end: float) -> None:
         """Short steps were sent to `worker`, one of `lanes` lanes: look whom they enable. `end`: seconds of work that
@@ -61,7 +66,7 @@ class Ahead:
         """`follow_all` for one step."""
         followed, missing = self._followed, self._graph.missing
         followed[p] = (worker, end)
-        plain = self._across and self._register.functions[p] not in self._wary
+        plain = self._across and not self._broad and self._register.functions[p] not in self._wary
         enabled: List[Tuple[int, int]] = []
         for d in self._graph.dependants(p):
             count = missing[d]
@@ -80,7 +85,7 @@ class Ahead:
             followed = self._followed.get(prerequisites[0])
             if followed is not None:
                 self._next.setdefault(followed[0], deque()).append((step, prerequisites[0]))
-        elif self._across and 1 < count <= MOST_FOLLOWED:
+        elif self._across and not self._broad and 1 < count <= MOST_FOLLOWED:
             functions = self._register.functions
             for p in prerequisites:
                 if p in self._followed and functions[p] not in self._wary:
@@ -104,12 +109,16 @@ class Ahead:
         followed = self._followed
         for p in steps:
             followed.pop(p, None)
+        if self._early:
+            self._early.difference_update(steps)
 
     def released(self, steps: Sequence[int]) -> None:
         """These miss nothing any more."""
         if self._covered:
             for step in steps:
                 self._covered.pop(step, None)
+        if self._early:
+            self._early.difference_update(steps)
 
     def learn(self, function: Hashable, count: int, plain: bool) -> None:
         """So many steps of a function have finished, one after another. `plain`: they left nothing."""
@@ -120,9 +129,11 @@ class Ahead:
             if self._wary[function] <= 0:
                 del self._wary[function]
 
-    def has_next(self) -> bool:
-        """Whether anything may be sent ahead."""
-        return bool(self._joint) or any(self._next.values())
+    def look(self, open_steps: int, lanes: int) -> bool:
+        """See how much there is to do, with so many steps that are ready or in one of `lanes` lanes; whether anything
+        may be sent ahead."""
+        self._broad = open_steps - len(self._early) > BROAD * lanes
+        return bool(self._joint and not self._broad) or any(self._next.values())
 
     def has_next_for(self, worker: int) -> bool:
         """Whether `take` may have something for this worker."""
@@ -152,7 +163,7 @@ class Ahead:
         that were told when it was sent there."""
         statuses, demands, followed = self._register.statuses, self._register.demands, self._followed
         joint, missing = self._joint, self._graph.missing
-        while joint:
+        while joint and not self._broad:
             step = joint.popleft()
             if statuses[step] != _BLOCKED or step in demands:
                 continue
@@ -169,8 +180,9 @@ class Ahead:
         self._joint.appendleft(step)
 
     def sent(self, step: int) -> None:
-        """What `take_joint` gave is in a lane."""
+        """What `take` or `take_joint` gave is in a lane."""
         self._covered.pop(step, None)
+        self._early.add(step)
 
     def gone(self, worker: int) -> None:
         """The worker's lane is no more."""
@@ -182,5 +194,7 @@ class Ahead:
         for p, (w, _) in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
         for step, covered in self._covered.items():
-            assert self._register.statuses[step] not in (Status.READY, Status.FINISHED), f"{step} waits for nobody"
+            assert self._graph.missing[step], f"step {step} waits for nobody"
             assert len(covered) == len(set(covered))
+        early = {s for s in where if self._graph.missing[s]}
+        assert self._early == early, f"early in lanes are {sorted(early)}, not {sorted(self._early)}"

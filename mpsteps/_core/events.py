@@ -31,7 +31,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Hashable, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-from mpsteps._core.steps import PLAIN, Demand, Status
+from mpsteps._core.steps import PLAIN, Demand, Node, Status
 
 _NOTHING: Mapping[int, Mapping[int, int]] = MappingProxyType({})
 
@@ -90,9 +90,10 @@ class StepRested(NamedTuple):
 
 
 class WorkerReady(NamedTuple):
-    """A worker can take steps."""
+    """A worker can take steps. `node`: the machine that it is on, where there are several."""
 
     worker: int
+    node: Optional[Node] = None
 
 
 class StepsFinished(NamedTuple):

@@ -22,7 +22,7 @@ from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.sending_ahead import SendingAhead
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Status
+from mpsteps._core.steps import IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError
 
@@ -74,9 +74,10 @@ class Lanes:
 
     # ------------------------------------------------------------- workers and steps
 
-    def open(self, worker: int) -> None:
-        """`worker` can take steps."""
+    def open(self, worker: int, node: Optional[Node] = None) -> None:
+        """`worker`, on that node, can take steps."""
         self._lanes[worker] = Lane()
+        self.slots.join(worker, node)
 
     def close(self, worker: int, commands: List[Command]) -> Tuple[int, ...]:
         """`worker` is gone; the steps that it leaves behind, in lane order."""
@@ -84,6 +85,7 @@ class Lanes:
         if left:
             self.leave(worker, left, commands)
         del self._lanes[worker]
+        self.slots.leave(worker)
         if self.ahead is not None:
             self.ahead.gone(worker)
         return left
@@ -173,7 +175,7 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
-        if self.ahead is not None and stirred and self.ahead.has_next():
+        if self.ahead is not None and stirred and self.ahead.look(self._open_steps(), len(self._lanes) - 1):
             self._assign_ahead(self.ahead, commands)
 
     def _begin(self, worker: int, step: int, commands: List[Command]) -> None:
@@ -187,7 +189,7 @@ class Lanes:
         reserved = False
         head = waiting.oldest_special()
         while head is not None:
-            worker, reserved = self._place_for(head.demand)
+            worker, reserved = self.slots.choose(head.step, head.demand, self._idle_workers())
             if reserved:
                 break
             if worker is None:
@@ -199,23 +201,12 @@ class Lanes:
         waiting.look_again(passed)
         return reserved
 
-    def _place_for(self, demand: Demand) -> Tuple[Optional[int], bool]:
-        """The worker that can run a step with this demand now, and whether younger steps must leave room for it."""
-        worker = LOCAL if demand.local else self._idle_worker()
-        if worker is None:
-            return None, True
-        lack = self.slots.lacks(demand)
-        return (None, lack in ("cpus", "memory")) if lack else (worker, False)
-
-    def _idle_worker(self) -> Optional[int]:
-        for worker, lane in self._lanes.items():
-            if worker != LOCAL and not lane.steps:
-                return worker
-        return None
+    def _idle_workers(self) -> Iterator[int]:
+        return (worker for worker, lane in self._lanes.items() if worker != LOCAL and not lane.steps)
 
     def _send(self, worker: int, step: int, demand: Demand, commands: List[Command]) -> None:
         self._register.move(step, Cause.ASSIGNED)
-        self.slots.take(step, demand)
+        self.slots.take(step, demand, worker)
         lane = self._lanes[worker]
         lane.steps.append(step)
         lane.alone = worker != LOCAL
@@ -233,13 +224,13 @@ class Lanes:
         for length, worker, lane in lanes:
             if not self._waiting.plain or length * 2 > depth:
                 break  # more than half full: a larger batch later is cheaper than a small one now
-            if not length and self.slots.free["cpus"] < 1:
+            if not length and self.slots.is_full(worker):
                 continue
             sent = self._fill(lane, depth)
             if sent:
                 commands.append(Dispatch(worker, sent))
                 if not length:
-                    self.slots.take(-worker, PLAIN)
+                    self.slots.take(-worker, PLAIN, worker)
                     self._begin(worker, sent[0], commands)
                 if self.ahead is not None and lane.expected < LANE_SECONDS:
                     self.ahead.follow_all(worker, sent, len(lanes), lane.sent)
@@ -325,7 +316,7 @@ class Lanes:
             assert head == self._waiting.first_plain(), f"step {head} goes first, not {self._waiting.first_plain()}"
             lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and lane.open]
             if head is not None:
-                idle = self.slots.free["cpus"] > 0 and not all(lane.steps for lane in lanes)
+                idle = any(not self.slots.is_full(worker) for worker in self._idle_workers())
                 assert not idle, f"step {head} could be handed out and is not"
                 room = any(self._has_room(lane, head, len(lanes)) for lane in lanes)
                 assert not room or self._stirred or self._open_steps() >= self._enough, "room would be overlooked"
@@ -333,7 +324,7 @@ class Lanes:
     def _is_reserved(self) -> bool:
         """Whether a step with a demand of its own waits for what is freed next; that it can have nothing is checked."""
         for step, demand in self._waiting.in_order():
-            worker, reserved = self._place_for(demand)
+            worker, reserved = self.slots.choose(step, demand, self._idle_workers())
             assert worker is None, f"step {step} could be handed out and is not"
             if reserved:
                 return True

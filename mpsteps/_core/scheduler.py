@@ -38,7 +38,7 @@ from mpsteps._core.lanes import Lanes
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Status
+from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 
@@ -99,6 +99,11 @@ class Scheduler:
         return self.counts[Status.DISPATCHED] + self.counts[Status.RUNNING]
 
     @property
+    def open_steps(self) -> int:
+        """How many steps are ready, dispatched or running."""
+        return self.counts[_READY] + self.in_flight()
+
+    @property
     def active(self) -> bool:
         """Whether anything runs, or will run without further events from outside (but for the time that passes)."""
         waiting = self.counts[_READY] + self.counts[_RESTING]
@@ -115,6 +120,10 @@ class Scheduler:
     def knows(self, worker: int) -> bool:
         """Whether `worker` is ready and not lost."""
         return worker in self._lanes
+
+    def node_of(self, worker: int) -> Optional[Node]:
+        """The machine that a worker is on, where there are several."""
+        return self.slots.node_of(worker)
 
     def is_crowded(self, worker: int) -> bool:
         """Whether steps wait behind the one that `worker` runs, and may still be taken back should it stall."""
@@ -264,13 +273,14 @@ class Scheduler:
         self._register.move(step, cause)
         if was_ready:
             self._waiting.withdraw(step)
+            self.slots.forget(step)
 
     # ------------------------------------------------------------ workers report
 
     def _worker_ready(self, event: WorkerReady, commands: List[Command]) -> None:
         if event.worker in self._lanes or event.worker < 1:
             raise InternalError(f"worker {event.worker} is ready twice, or is not a worker")
-        self._lanes.open(event.worker)
+        self._lanes.open(event.worker, event.node)
 
     def _steps_finished(self, event: StepsFinished, commands: List[Command]) -> None:
         steps, seconds = event.steps, event.seconds

@@ -71,6 +71,7 @@ class SendingAhead:
                     ahead.put_back(worker, taken)
                 break
             self._send(step, (prerequisite,), lane, sent)
+            ahead.sent(step)
             lane.expected += expected
             lane.sent += expected
             length += 1
@@ -116,7 +117,7 @@ class SendingAhead:
     def _begin(self, worker: int, step: int, lane: Lane) -> None:
         lane.expected = 0.0
         self._from_now[worker] = -lane.sent
-        self._slots.take(-worker, PLAIN)
+        self._slots.take(-worker, PLAIN, worker)
         self._begun.append((worker, step))
 
     def _send(self, step: int, missing: Tuple[int, ...], lane: Lane, sent: _Sent) -> None:
@@ -162,7 +163,9 @@ class SendingAhead:
 
     def _find_emptiest(self) -> int:
         """0: there is none."""
-        idle = self._slots.free["cpus"] >= 1  # one that is empty needs a slot
-        work = {w: lane.expected if lane.steps else 0.0 for w, lane in self._lanes.items() if lane.steps or idle}
+        is_full = self._slots.is_full  # one that is empty needs a slot
+        work = {
+            w: lane.expected if lane.steps else 0.0 for w, lane in self._lanes.items() if lane.steps or not is_full(w)
+        }
         self._emptiest = min(work, key=lambda w: (work[w], w)) if work else 0
         return self._emptiest

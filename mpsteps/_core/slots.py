@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from mpsteps._core.steps import PLAIN, Demand
+from mpsteps._core.steps import LOCAL, PLAIN, Demand, Node
 from mpsteps.errors import InternalError
 
 _Amounts = Tuple[Tuple[str, int], ...]
@@ -54,7 +54,33 @@ class SlotPool:
                 return kind
         return ""
 
-    def take(self, holder: int, demand: Demand) -> None:
+    def join(self, worker: int, node: Optional[Node]) -> None:
+        """A worker is there. (Here all are on one node, whose slots these are.)"""
+
+    def leave(self, worker: int) -> None:
+        """A worker is gone, and what it held was given back."""
+
+    def node_of(self, worker: int) -> Optional[Node]:
+        """Where a worker is; None: there is one node only."""
+        return None
+
+    def is_full(self, worker: int) -> bool:
+        """Whether no ordinary step can begin on an idle worker for want of a CPU slot."""
+        return self.free["cpus"] < 1
+
+    def choose(self, step: int, demand: Demand, idle: Iterable[int]) -> Tuple[Optional[int], bool]:
+        """The worker that can run a step with this demand now, LOCAL if it is local; whether younger steps must leave
+        room for it."""
+        worker = LOCAL if demand.local else next(iter(idle), None)
+        if worker is None:
+            return None, True
+        lack = self.lacks(demand)
+        return (None, lack in ("cpus", "memory")) if lack else (worker, False)
+
+    def forget(self, step: int) -> None:
+        """A step does not wait for slots any more."""
+
+    def take(self, holder: int, demand: Demand, worker: int = LOCAL) -> None:
         """`holder` (a step, or minus a worker) has what fits until `give(holder)`."""
         if holder in self._held:
             raise InternalError(f"holder {holder} is given slots twice")

@@ -92,6 +92,14 @@ FINAL: FrozenSet[Status] = frozenset({Status.FINISHED, Status.FAILED, Status.SKI
 IN_FLIGHT: FrozenSet[Status] = frozenset({Status.DISPATCHED, Status.RUNNING})
 
 
+class Node(NamedTuple):
+    """A machine with workers: its number, CPU slots and bytes of memory."""
+
+    number: int
+    cpus: int
+    memory: int = 0
+
+
 class Demand(NamedTuple):
     """What a step holds while it runs.
 

@@ -119,7 +119,8 @@ _ONE = (1).to_bytes(8, sys.byteorder)
 
 
 class Sleeper:
-    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds."""
+    """The side that sleeps, the only one to store `words[index]`; `_epoch` is what that word holds: after
+    `prepare` it is odd, after `awake` even, also where the handler of a signal has raised out of a sleep."""
 
     __slots__ = ("_bell", "_epoch", "_fence", "_index", "_ordered", "_poll", "_words")
 
@@ -138,7 +139,7 @@ class Sleeper:
 
         To be followed by `awake`, whether it slept or not.
         """
-        self._epoch += 1
+        self._epoch += 1 + (self._epoch & 1)
         self._words[self._index] = self._epoch
         self._fence()
         if not self._ordered:
@@ -149,7 +150,7 @@ class Sleeper:
 
         `rung=False` spares the clearing where the bell was not seen readable: at worst the next sleep is a short one.
         """
-        self._epoch += 1
+        self._epoch += 2 - (self._epoch & 1)
         self._words[self._index] = self._epoch
         if rung:
             self._bell.clear()
@@ -171,8 +172,11 @@ class Sleeper:
         deadline = math.inf if timeout is None else _clock() + timeout
         while True:
             self.prepare()
-            rung = not ready() and self.sleep(min(deadline - _clock(), LONGEST_SLEEP))
-            self.awake(rung)
+            rung = True
+            try:
+                rung = not ready() and self.sleep(min(deadline - _clock(), LONGEST_SLEEP))
+            finally:
+                self.awake(rung)
             if ready():
                 return True
             if _clock() >= deadline:
@@ -181,6 +185,10 @@ class Sleeper:
     def sleep(self, seconds: float) -> bool:
         """Wait for the bell alone, at most so long; whether it was rung. Does not clear it."""
         return bool(self._poll.poll(max(0, math.ceil(seconds * 1000))))
+
+    def disturb(self) -> None:
+        """Make a `wait` of another thread of this process look again. It must have something else to look at."""
+        self._bell.ring()
 
     def nap(self, seconds: float) -> None:
         """Wait for the bell, at most so long, and clear it: for the reader of a full ring to ring for room."""

@@ -157,8 +157,16 @@ class WorkerEnd:
         """
         done = self.send.begin(payload)
         self.wake.wake()
-        if done:
-            return True
+        return done or self._send_rest(timeout)
+
+    def put(self, payload: Payload) -> None:
+        """Send a message of any size. The coordinator is woken only if there is no room; else it finds it when it looks
+        the next time, or, should this process die, then. Wake it soon (`wake.wake`)."""
+        if not self.send.begin(payload):
+            self.wake.wake()
+            self._send_rest(None)
+
+    def _send_rest(self, timeout: float | None) -> bool:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while time.monotonic() < deadline:
             if not self._spin_for_room():

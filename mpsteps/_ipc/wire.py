@@ -18,6 +18,8 @@ Messages from the coordinator (a positive number is a step id, a negative one an
                    them that are in other lanes: by id, the worker, the number of the message there, and its `apart`
                    as the coordinator had heard of it: see `standing`)
     (-STOP,) (-SETUP, dict) (-FUNCTION, number, parcel) (-ANSWER, parcel) (-FREE, keys of blocks)
+    (-GRANT, ticket, outcome, news)        the answer to LOCK: whether the step has `self._lock` now, or a parcel of the
+                                           error that it gets instead; what it must hear of first, a list of `changes`
 
 A parcel of arguments or of a value, and that of an image's state, may have large buffers in a block of the arena: then
 it is a list, see `large`.
@@ -26,11 +28,17 @@ Messages from a worker:
 
     (-FINISHED, ids, seconds, cpu_seconds)                   finished, one after another; lists, an item for each: no
                                                              value, no change of self, no output
-    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log; stored: the
+    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log, lock (it
+                                                             has had `self._lock`); stored: the
                                                              file in which the value is, too; keeps: the
                                                              keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
-    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)
+    (-RETURNED, id)  (-READY, pid)  (-UNFIT, failure)  (-REQUEST, id, name, parcel)  (-LOGGED, records)
+    (-CHANGED, id, parcel, late)                             what a step that runs has changed of self so far; `late`:
+                                                             before it heard what came with the last GRANT
+    (-LOCK, id, ticket, wait)                                it asks for `self._lock`; without `wait`, it is to have it
+                                                             at once or not at all, also if it has waited until now
+    (-UNLOCK, id, ticket)                                    it has left it
 """
 
 from __future__ import annotations
@@ -46,8 +54,8 @@ import cloudpickle
 
 from mpsteps.errors import SerializationError
 
-STOP, SETUP, FUNCTION, ANSWER, FREE = 1, 2, 3, 4, 5
-RETURNED, READY, UNFIT, REQUEST, FINISHED = 11, 12, 13, 14, 15
+STOP, SETUP, FUNCTION, ANSWER, FREE, GRANT = 1, 2, 3, 4, 5, 6
+RETURNED, READY, UNFIT, REQUEST, FINISHED, CHANGED, LOCK, UNLOCK, LOGGED = 11, 12, 13, 14, 15, 16, 17, 18, 19
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
+from mpsteps._event_lines import JsonLines
+from mpsteps._live_logs import LiveLogs
 from mpsteps._machine import usable_cores
 from mpsteps._targets import comes_from_user, load_target, user_traceback
 from mpsteps.cli import output
 from mpsteps.cli.building import new_protocol, protocol_again, threads_wanted
 from mpsteps.cli.history import last_session, open_run
+from mpsteps.engines.choice import LOCAL_ENGINES, Cluster, Engine, engine_of
 from mpsteps.errors import InternalError, MpstepsError, UsageError, ValidationError
 from mpsteps.listeners import Listener
 from mpsteps.progress import make_progress
 from mpsteps.protocol import Protocol
 from mpsteps.report import RunReport
-from mpsteps.run import ENGINES, run
+from mpsteps.run import run
 
 MAX_FAILURES = 10
 """So many failed steps are listed at the end of a run; `mpsteps steps RUN --failed` has them all."""
@@ -54,20 +58,46 @@ def resume_command(args: Any) -> int:
     directory, history = open_run(args.run)
     session = last_session(directory, history)
     here = os.getcwd()
+    if args.events is not None:
+        args.events = os.path.abspath(args.events)  # it is meant from here
     _go_back_to(str(session.get("cwd") or here), args.run)
     with output.users_output_aside():
         cls = load_target(str(session.get("target")))
         protocol = protocol_again(cls, session, directory, args, here)
-    return _Run(protocol, args, args.engine or session.get("engine")).carry_out(args.in_doubt)
+    return _Run(protocol, args, _engine_again(args, session)).carry_out(args.in_doubt)
 
 
-def _engine_wanted(args: Any) -> Optional[str]:
+def _engine_wanted(args: Any) -> Optional[Engine]:
     if args.engine:
-        return str(args.engine)
+        return _with_options(str(args.engine), args)
     text = os.environ.get("MPSTEPS_ENGINE", "").strip()
-    if text and text not in ENGINES:
-        raise UsageError(f"the environment variable MPSTEPS_ENGINE must be one of {', '.join(ENGINES)}, not {text!r}")
-    return text or None
+    if not text:
+        return _with_options(None, args)
+    try:
+        return _with_options(text, args)
+    except UsageError as error:
+        raise UsageError(f"the environment variable MPSTEPS_ENGINE must be an engine: {error}") from error
+
+
+def _engine_again(args: Any, session: Dict[str, Any]) -> Optional[Engine]:
+    """That of the last session, with what is given now."""
+    name = args.engine or session.get("engine")
+    last = session.get("cluster") if not args.engine or args.engine == session.get("engine") else None
+    return _with_options(str(name) if name else None, args, last or {})
+
+
+def _with_options(name: Optional[str], args: Any, last: Optional[Dict[str, Any]] = None) -> Optional[Engine]:
+    given = {
+        "workers": args.workers, "cores": args.cores, "memory": args.job_memory, "partition": args.partition,
+        "walltime": args.walltime, "interface": args.interface,
+    }  # fmt: skip
+    options = {key: value for key, value in given.items() if value is not None}
+    if name is None or name in LOCAL_ENGINES:
+        if options:
+            names = ", ".join("--job-memory" if key == "memory" else f"--{key}" for key in options)
+            raise UsageError(f"{names}: only engines 'dask' and 'slurm' have a use for that; choose one with --engine")
+        return name
+    return engine_of(Cluster(**{**(last or {}), "where": name, **options}))
 
 
 def _go_back_to(folder: str, run_dir: str) -> None:
@@ -95,6 +125,7 @@ def _result_files(protocol: Protocol) -> List[str]:
 class _Watcher(Listener):
     """Tells the protocol's warnings, and keeps the report, which `run` does not return when it raises."""
 
+    trusted = True
     report: Optional[RunReport] = None
 
     def run_started(self, run: Any, kept: int) -> None:
@@ -112,7 +143,7 @@ class _Watcher(Listener):
 class _Run:
     """One run with its progress on stderr; afterwards its report on stdout."""
 
-    def __init__(self, protocol: Any, args: Any, engine: Optional[str]) -> None:
+    def __init__(self, protocol: Any, args: Any, engine: Optional[Engine]) -> None:
         self.protocol = protocol
         self.args = args
         self.engine = engine
@@ -139,10 +170,19 @@ class _Run:
         return code
 
     def _run(self, watcher: _Watcher, in_doubt: str) -> int:
-        with output.users_output_aside(), make_progress(sys.stderr, self.args.quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            listeners: List[Listener] = [watcher]
+            if self.args.events is not None:
+                listeners.append(stack.enter_context(contextlib.closing(JsonLines(self.args.events))))
+            stack.enter_context(output.users_output_aside())
+            progress = stack.enter_context(make_progress(sys.stderr, self.args.quiet))
+            if self.args.logs:  # before the display, so that the last lines come before its last figures
+                tell = _say_plainly if self.args.quiet else progress.say
+                listeners.append(stack.enter_context(contextlib.closing(LiveLogs(tell))))
+            listeners.append(progress)
             try:
                 report = run(
-                    self.protocol, self.engine, (watcher, progress), True if self.args.keep_going else None,
+                    self.protocol, self.engine, listeners, True if self.args.keep_going else None,
                     self.args.durability, in_doubt,
                 )  # fmt: skip
                 return 0 if report.status in ("finished", "interactive") else 1
@@ -160,6 +200,10 @@ class _Run:
                     raise InternalError(f"{type(error).__name__}: {error}") from error
                 self._error = f"{type(self.protocol).__name__} failed outside of its steps:\n{user_traceback(error)}"
         return 1
+
+
+def _say_plainly(text: str) -> None:
+    output.note("\n".join(map(output.printable, text.split("\n"))))
 
 
 def _validation_text(protocol: Protocol, error: ValidationError) -> str:

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
 import sys
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from mpsteps._export import export_sqlite
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._output import step_log
 from mpsteps._rundir import RunDirectory
 from mpsteps.cli import output
-from mpsteps.cli.history import coordinator_lives, open_run
+from mpsteps.cli.history import is_alive, open_run
 from mpsteps.errors import UsageError
-from mpsteps.report import shorten
+from mpsteps.report import format_bytes, shorten
 
 _TITLES = ("id", "function", "arguments", "status", "attempts", "seconds", "cpu", "worker", "after")
 _RIGHT = (0, 4, 5, 6, 7)
 _ARGUMENTS = 2
+_MEMORY = 7  # where a column of peaks comes in
 _MOST_ARGUMENTS = 60  # characters, where there is no terminal that says how much fits
 _MOST_AFTER = 20
 _LOG_LINES = 20
 _FAILED = ("failed", "lost")
+_STATUSES = ("new", "running", "in doubt", "finished", "failed", "lost", "skipped", "aborted")
+_Key = Callable[[StepRecord], Any]
+SORT_KEYS: Dict[str, Tuple[_Key, bool]] = {
+    "id": (lambda s: s.id, False),
+    "function": (lambda s: (s.func, s.id), False),
+    "status": (lambda s: (s.status, s.id), False),
+    "started": (lambda s: s.started, False),
+    "seconds": (lambda s: s.seconds, True),
+    "cpu": (lambda s: s.cpu_seconds, True),
+    "memory": (lambda s: s.peak_kib, True),
+    "attempts": (lambda s: s.attempts, True),
+}
+"""What steps can be sorted by, and whether the largest comes first; what is not known comes last."""
 
 
 def steps_command(args: Any) -> int:
     """`mpsteps steps RUN`."""
     directory, history = open_run(args.run)
     steps = [history.steps[number] for number in sorted(history.steps)]
-    alive = bool(history.sessions) and history.status == "running" and coordinator_lives(history.sessions[-1])
-    chosen = [s for s in steps if s.status in _FAILED] if args.failed else steps
+    alive = is_alive(history)
+    chosen = _chosen(args, steps, alive)
     if args.sqlite:
         _export(args, history, len(steps))
     if args.json:
@@ -40,6 +55,27 @@ def steps_command(args: Any) -> int:
     elif not args.sqlite:
         _put_table(args, directory, history, chosen, alive)
     return 0
+
+
+def _chosen(args: Any, steps: List[StepRecord], alive: bool) -> List[StepRecord]:
+    """Those that the options ask for, in the order that they ask for."""
+    wanted = set(_FAILED) if args.failed else set()
+    for text in args.status:
+        wanted.update(word.strip().replace("-", " ") for word in text.split(","))
+    unknown = wanted - set(_STATUSES)
+    if unknown:
+        raise UsageError(f"there is no status {sorted(unknown)[0]!r}; there are {', '.join(_STATUSES)}")
+    chosen = [s for s in steps if not wanted or _status(s, alive) in wanted]
+    if args.function:
+        chosen = [s for s in chosen if any(fnmatch.fnmatchcase(s.func, pattern) for pattern in args.function)]
+        if not chosen and not any(fnmatch.fnmatchcase(s.func, pattern) for s in steps for pattern in args.function):
+            functions = ", ".join(sorted({s.func for s in steps})[:10]) or "none yet"
+            raise UsageError(f"no step has the function {args.function[0]!r}; there are {functions}")
+    if args.sort:
+        key, largest_first = SORT_KEYS[args.sort]
+        known = sorted((s for s in chosen if key(s) is not None), key=key, reverse=largest_first)
+        chosen = [*known, *(s for s in chosen if key(s) is None)]
+    return chosen[: args.limit] if args.limit else chosen
 
 
 def _export(args: Any, history: RunHistory, count: int) -> None:
@@ -71,20 +107,26 @@ def _put_table(
     args: Any, directory: RunDirectory, history: RunHistory, steps: List[StepRecord], alive: bool
 ) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
-    rows = [_row(s, alive, 10_000 if width else _MOST_ARGUMENTS) for s in steps]
-    lines = [output.table(_TITLES, rows, _RIGHT, _ARGUMENTS, width)] if rows else []
+    memory = any(s.peak_kib for s in steps)  # only steps that took a while have it
+    titles = [*_TITLES[:_MEMORY], "memory", *_TITLES[_MEMORY:]] if memory else _TITLES
+    rows = [_row(s, alive, 10_000 if width else _MOST_ARGUMENTS, memory) for s in steps]
+    right = [c + (memory and c >= _MEMORY) for c in _RIGHT] + ([_MEMORY] if memory else [])
+    lines = [output.table(titles, rows, right, _ARGUMENTS, width)] if rows else []
     if args.failed:
         for step in steps:
             lines += ["", *_why(step, directory)]
+    if 0 < len(steps) < len(history.steps) and not args.failed:
+        lines += ["", f"{len(steps)} of {_count(len(history.steps), 'step')} shown"]
     lines += [*([""] if lines else []), *_summary(args, history, alive)]
     output.put("\n".join(lines))
 
 
-def _row(step: StepRecord, alive: bool, most: int) -> Sequence[str]:
+def _row(step: StepRecord, alive: bool, most: int, memory: bool) -> Sequence[str]:
+    peak = [format_bytes(step.peak_kib * 1024) if step.peak_kib else "-"] if memory else []
     return (
         str(step.id), output.printable(step.func), _arguments(step.args, most), _status(step, alive),
         str(step.attempts) if step.attempts else "-", _seconds(step.seconds), _seconds(step.cpu_seconds),
-        str(step.worker or "-"), _ranges(step.prerequisites),
+        *peak, str(step.worker or "-"), _ranges(step.prerequisites),
     )  # fmt: skip
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import typing
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from mpsteps._core.steps import Node
+from mpsteps._ipc.wire import Failure
+
 Message = Tuple[Any, ...]
 """See `mpsteps._ipc.wire` for what stands in a message and in a reply."""
 
 
 class WorkerUp(NamedTuple):
-    """A worker is ready for steps."""
+    """A worker is ready for steps. `node`: the machine that it is on, where there are several."""
 
     worker: int
     pid: int
+    node: Optional[Node] = None
 
 
 class Replies(NamedTuple):
@@ -27,7 +31,8 @@ class Replies(NamedTuple):
 
 class WorkerGone(NamedTuple):
     """A worker died. `done`: steps that it had finished but not reported; `began`: the step it was running (None:
-    between steps). All others of its lane were never begun. `exitcode` as `subprocess` gives it; None: unknown."""
+    between steps). All others of its lane were never begun. `exitcode` as `subprocess` gives it; None: unknown. `why`:
+    what is known of it where it died, on another node; None: the coordinator finds out itself."""
 
     worker: int
     pid: int
@@ -36,6 +41,7 @@ class WorkerGone(NamedTuple):
     began: Optional[int]
     peak_kib: int
     log: str
+    why: Optional[Failure] = None
 
 
 class EngineFailed(NamedTuple):
@@ -51,11 +57,13 @@ class Engine(typing.Protocol):
     """Runs step messages somewhere. All methods are called by the coordinator's thread, `wake` by any.
 
     `by_value`: messages cross a process boundary, so that everything in them must travel. `across`: workers see how far
-    the others have come, so that steps can follow steps of other lanes.
+    the others have come, so that steps can follow steps of other lanes. `elsewhere`: workers may be on other machines,
+    where the coordinator cannot look at processes: `limit_memory` has it done there.
     """
 
     by_value: bool
     across: bool
+    elsewhere: bool
 
     def start(self) -> None:
         """Begin to bring workers up. Raises EngineError if that cannot even be tried."""
@@ -74,8 +82,15 @@ class Engine(typing.Protocol):
     def running(self, worker: int) -> Optional[int]:
         """The step that a worker has begun and not answered for; None: none, or it is not known."""
 
+    def log(self, worker: int) -> Optional[str]:
+        """The file that a worker's output goes to while a step runs; None: nowhere that can be read here."""
+
     def kill(self, worker: int, signal: int) -> None:
         """Send a signal to a worker and the programs it has started."""
+
+    def limit_memory(self, worker: int, step: int, limit: int) -> None:
+        """A worker is about to be sent a step that may use so many bytes: end it if it uses more, and say so in
+        `WorkerGone.why`. (Only where `elsewhere`.)"""
 
     def wait(self, timeout: Optional[float]) -> List[Happening]:
         """Sleep until something happens, `wake` is called or `timeout` seconds have passed; what happened."""

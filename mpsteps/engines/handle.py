@@ -72,7 +72,7 @@ class WorkerHandle:
             return []  # it is being killed: what it does not get, it has never begun
         if self._first_revoked != NEVER:
             self.held.extend(m for m in messages if m[0] > 0)
-            messages = [m for m in messages if m[0] < 0]
+            messages = [self._with_held_news(m) if m[0] == -wire.GRANT else m for m in messages if m[0] < 0]
         try:
             frame = wire.encode(messages)
         except ValueError:  # one of them holds more than marshal's 2 GiB
@@ -83,6 +83,12 @@ class WorkerHandle:
         if messages:
             self._put(frame)
         return []
+
+    def _with_held_news(self, grant: Message) -> Message:
+        """What steps that are held would tell is older than what a grant tells: it goes first."""
+        held = [m[4] for m in self.held if m[4] is not None]
+        self.held = [(*m[:4], None, *m[5:]) for m in self.held]
+        return (*grant[:3], [*held, *grant[3]])
 
     def _send_one_by_one(self, messages: List[Message]) -> List[Message]:
         if len(messages) > 1:
@@ -211,7 +217,7 @@ class WorkerHandle:
         elif what == wire.UNFIT:
             self.unfit = True
             found.append(EngineFailed(_unfit(wire.Failure(*message[1]))))
-        elif what in (wire.RETURNED, wire.REQUEST):
+        elif what in (wire.RETURNED, wire.REQUEST, wire.CHANGED, wire.LOCK, wire.UNLOCK, wire.LOGGED):
             if what == wire.RETURNED:
                 if self._told.get(message[1]) is False:
                     del self._told[message[1]]

@@ -21,6 +21,7 @@ class InlineEngine:
 
     by_value = False
     across = False
+    elsewhere = False
 
     def __init__(self, run_step: Callable[[Message], Message]) -> None:
         self._run_step = run_step
@@ -48,8 +49,15 @@ class InlineEngine:
         """None: while a step runs here, nobody can ask."""
         return None
 
+    def log(self, worker: int) -> Optional[str]:
+        """None: steps write where this process writes."""
+        return None
+
     def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
         """There is one lane."""
+
+    def limit_memory(self, worker: int, step: int, limit: int) -> None:
+        """There is one process."""
 
     def kill(self, worker: int, signal: int) -> None:
         """A step in this process cannot be killed; a second Ctrl-C interrupts it instead."""

@@ -32,11 +32,10 @@ from mpsteps._begun import Occasion
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
-from mpsteps._ipc.link import plug_stdio
 from mpsteps._ipc.shm import ORDERED
 from mpsteps._ipc.standing import ENDED
-from mpsteps._machine import blas_share
-from mpsteps._spawn import Spawner, describe_exit
+from mpsteps._logging_relay import wanted
+from mpsteps._spawn import Spawner, describe_exit, start_zygote
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.handle import WorkerHandle, last_log
 from mpsteps.errors import EngineError
@@ -59,7 +58,9 @@ class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
     (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
-    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed.
+    the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`:
+    numbers of logs begin above it (None: above those that are there); `zygote`: one that was started for just this
+    (`keep_open`, `preload` and `occasion` are for those after it); `prepare` takes it over.
 
     Fewer workers than were asked for must do where no more can be had, with a warning; it is an error when there is
     none. All methods are for one thread, `wake` for any.
@@ -67,6 +68,7 @@ class ProcessEngine:
 
     by_value = True
     across = ORDERED
+    elsewhere = False
 
     def __init__(
         self,
@@ -77,8 +79,11 @@ class ProcessEngine:
         spin: float = SPIN_SECONDS,
         preload: Sequence[str] = (),
         occasion: Optional[Occasion] = None,
+        first_log: Optional[int] = None,
+        zygote: Optional[Spawner] = None,
     ) -> None:
         self._wanted = workers
+        self._given = zygote
         self._setup = setup
         self._logs = logs
         self._keep_open = tuple(keep_open)
@@ -88,12 +93,13 @@ class ProcessEngine:
         self._longest_spin = longest_spin(workers)
         self._workers: Dict[int, WorkerHandle] = {}
         self._last_number = 0
-        self._first_log = 0
+        self._first_log = first_log
         self._boot_deaths = 0  # of workers and zygotes, since the last worker that got ready
         self._zygote: Optional[Spawner] = None
         self._board: Optional[Board] = None
         self._board_lock = threading.RLock()  # `wake` in a signal handler may interrupt its own thread
         self._happened: List[Happening] = []
+        self._listen_to = -1  # a descriptor that ends a `wait` when it can be read, by whoever has asked for that
         self._stopping = False
         self._idle = False  # what the board says
         self._woken = False  # set by any thread: `wait` is to return
@@ -106,17 +112,16 @@ class ProcessEngine:
         """Start the zygote and ask it for all workers. They come up while the caller does something else. Raises
         EngineError, with nothing left behind, if they cannot even be asked for; what goes wrong later in the new
         processes is told by `wait` (EngineFailed)."""
-        if sys.platform == "win32":
-            raise EngineError("worker processes are not supported on Windows: use the 'inline' engine, Linux or macOS")
-        if not sys.executable:
-            raise EngineError("sys.executable is not set: mpsteps does not know which Python to start workers with")
         self._owner = os.getpid()
         try:
-            plug_stdio()
+            self._zygote, self._given = self._given, None  # so that it is ended, whatever happens
+            if self._zygote is None:
+                self._zygote = self._new_zygote()
             self._board = Board.create()
             self._sleeper = self._board.sleeper()
-            self._start_zygote()
-            self._first_log = last_log(self._logs)
+            self._listen_to_all()
+            if self._first_log is None:
+                self._first_log = last_log(self._logs)
             while len(self._workers) < self._wanted:
                 self._ask_for_worker()
         except BaseException:
@@ -134,20 +139,24 @@ class ProcessEngine:
             self.stop(at_once=True)
             raise
 
-    def _start_zygote(self) -> None:
-        environment = blas_share(self._wanted, os.environ)
-        self._zygote = Spawner(environment, self._keep_open, self._preload, self._occasion)
-        self._occasion = None  # a second zygote does not know which pids the workers of the first have had
+    def _new_zygote(self) -> Spawner:
+        occasion, self._occasion = self._occasion, None  # a second one does not know the workers of the first
+        return start_zygote(self._wanted, self._keep_open, self._preload, occasion)
+
+    def _listen_to_all(self) -> None:
         assert self._board is not None
+        assert self._zygote is not None
         self._poll = select.poll()
         self._poll.register(self._zygote.fileno(), select.POLLIN)
         self._poll.register(self._board.bell.fileno(), select.POLLIN)
+        if self._listen_to >= 0:
+            self._poll.register(self._listen_to, select.POLLIN)
 
     def _ask_for_worker(self) -> WorkerHandle:
         assert self._board is not None
         assert self._zygote is not None
         number = self._last_number + 1
-        log = os.path.join(self._logs, f"worker-{self._first_log + number}.log") if self._logs else None
+        log = os.path.join(self._logs, f"worker-{(self._first_log or 0) + number}.log") if self._logs else None
         self._board.admit(number)
         w = WorkerHandle(number, log)
         self._last_number = number
@@ -158,7 +167,8 @@ class ProcessEngine:
     def _set_up(self, w: WorkerHandle) -> None:
         """What a worker waits for before anything else."""
         setup = {
-            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin, **self._setup(w.number)
+            "log": w.log, "log_folder": self._logs or "", "spin": self._longest_spin,
+            "logging": wanted(), **self._setup(w.number),
         }  # fmt: skip
         w.send([(-wire.SETUP, setup)])
 
@@ -224,6 +234,14 @@ class ProcessEngine:
         """The step that a worker has begun and not finished; None: it is between steps."""
         w = self._workers.get(worker)
         return w.running() if w is not None and not w.damage else None
+
+    def limit_memory(self, worker: int, step: int, limit: int) -> None:
+        """The coordinator looks itself."""
+
+    def log(self, worker: int) -> Optional[str]:
+        """The file that a worker's output goes to while a step runs; None: where this process writes."""
+        w = self._workers.get(worker)
+        return w.log if w is not None else None
 
     def kill(self, worker: int, signal: int) -> None:
         """Signal a worker and the programs that it has started."""
@@ -329,7 +347,7 @@ class ProcessEngine:
         for fd, _ in self._poll.poll(seconds * 1000):
             if fd == self._board.bell.fileno():
                 rung = True
-            elif self._zygote is not None:
+            elif self._zygote is not None and fd != self._listen_to:
                 messages = self._zygote.receive()
                 if messages is None:
                     self._zygote_gone()
@@ -428,7 +446,8 @@ class ProcessEngine:
         else:
             logger.warning("the process that starts workers died (%s): starting another", how)
             try:
-                self._start_zygote()
+                self._zygote = self._new_zygote()
+                self._listen_to_all()
             except EngineError as error:
                 self._give_up(str(error))
             else:

@@ -16,7 +16,7 @@ from pyworkflow.mapper.sqlite_db import SqliteDb
 
 from mpsteps._ipc import state, wire
 from mpsteps._ipc.edits import ABSENT, Edit, change_of, is_number, raw
-from mpsteps._ipc.merge import Conflict, Writes, upon
+from mpsteps._ipc.merge import UNKNOWN, Conflict, Writes, upon
 from mpsteps._statelog import StateLog
 from mpsteps._writes import WritesOf
 from mpsteps.report import shorten
@@ -92,7 +92,7 @@ class Sharing:
             if not goes_on:
                 self._log.settle(number)
             return
-        self._log.merge(worker, number, parcel, goes_on)
+        self._log.merge(worker, number, parcel, ended=not goes_on)
 
     # ----------------------------------------------------------- changes made here
 
@@ -118,6 +118,8 @@ class Sharing:
         return f"{number} {step.funcName.get()}{shorten(tuple(getattr(step, '_args', ())))}"
 
     def _writes_of(self, number: int) -> Writes:
+        if number < 1:
+            return UNKNOWN  # what runs here
         function = getattr(self._steps[number - 1], "_func", None)
         name = getattr(function, "__name__", "")
         return self._writes(name if getattr(function, "__self__", None) is self._protocol else function)
@@ -142,9 +144,8 @@ class _LastOneWins(StateLog):
             place = name + "".join(f"[{key!r}]" for key in conflict.path[1:])
             if name not in self._said:
                 self._said.add(name)
-                other = f"step {self._label(conflict.step)}" if conflict.step > 0 else "a step in the main process"
                 logger.warning("mpsteps: step %s and %s ran at the same time and both set self.%s: the last one wins, "
-                               "as in threads (this is said once)", self._label(step), other, place)  # fmt: skip
+                               "as in threads (this is said once)", self._label(step), self._name(conflict.step), place)  # fmt: skip
             now = vars(self._target).get(name, ABSENT)
             return change_of(name, upon(edit, now, self._writes(step), name))
 

@@ -1,0 +1,86 @@
+"""Dask clusters for tests: a scheduler and workers as processes of their own, as somebody would start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, List, Optional
+
+from engine_steps import SECONDS
+
+
+class DaskCluster:
+    """A scheduler on loopback and workers without nannies (so that a killed one stays away), in `folder`."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.workers: List[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard",
+            "--dashboard-address", "127.0.0.1:0", *options,
+        )  # fmt: skip
+        end = time.monotonic() + SECONDS
+        while not self._address():
+            assert time.monotonic() < end, (folder / "scheduler.log").read_text()
+            assert self.scheduler.poll() is None, (folder / "scheduler.log").read_text()
+            time.sleep(0.02)
+        self.address: str = self._address() or ""
+
+    def _address(self) -> Optional[str]:
+        try:
+            return str(json.loads(self.file.read_text())["address"])
+        except (OSError, ValueError):
+            return None  # not written yet, or not to its end
+
+    def add(self, slots: int, hide: Optional[Path] = None) -> subprocess.Popen[bytes]:
+        """One more worker; it does not see what is in the directory `hide`."""
+        number = len(self.workers) + 1
+        folder = self.folder / f"node-{number}"
+        worker = self._start(
+            f"worker-{number}", self.address, "--nthreads", str(slots), "--no-nanny", "--local-directory", str(folder),
+            "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1", "--name", f"node-{number}",
+            hide=hide,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+    def _start(self, name: str, *arguments: str, hide: Optional[Path] = None) -> subprocess.Popen[bytes]:
+        module = f"distributed.cli.dask_{name.partition('-')[0]}"
+        with open(self.folder / f"{name}.log", "wb") as log:
+            return subprocess.Popen(
+                [*_hiding(hide), sys.executable, "-m", module, *arguments], stdout=log, stderr=log,
+                env=_environment(), start_new_session=True,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        for process in [*self.workers, self.scheduler]:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _hiding(folder: Optional[Path]) -> List[str]:
+    """The beginning of a command that finds an empty file system there."""
+    if folder is None:
+        return []
+    return ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder)]
+
+
+def _can_hide() -> bool:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*_hiding(Path("/mnt")), "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+CAN_HIDE = _can_hide()
+
+
+def _environment() -> Any:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "DASK_DISTRIBUTED__LOGGING": "{}"}

@@ -1,0 +1,59 @@
+"""A plugin for pytest: what tests run on worker processes of this machine, they run on Dask clusters instead.
+
+    PYTHONPATH=tests python -m pytest -p on_cluster tests/test_run_processes.py tests/test_pool.py ...
+
+There is one cluster for each number of workers that tests ask for, so that a run has as many as it would have here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, Optional
+
+import pytest
+
+COUNTS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[int, str]]:
+    """Addresses of schedulers, by the number of steps that their workers run at a time."""
+    from dask_cluster import DaskCluster
+
+    made = {count: DaskCluster(tmp_path_factory.mktemp("cluster")) for count in COUNTS}
+    try:
+        for count, cluster in made.items():
+            cluster.add(count)
+        yield {count: cluster.address for count, cluster in made.items()}
+    finally:
+        for cluster in made.values():
+            cluster.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_cluster(clusters: Dict[int, str]) -> Iterator[None]:
+    """Runs and pools for which worker processes of this machine are meant get those of a cluster."""
+    import mpsteps.pool
+    import mpsteps.run
+    from mpsteps import Cluster, StepPool
+
+    session, init = mpsteps.run._Session, StepPool.__init__
+
+    def of(threads: int) -> Cluster:
+        return Cluster(clusters[min(threads, max(COUNTS))])
+
+    def made_session(protocol: Any, place: Any, engine: Any, *rest: Any) -> Any:
+        if engine == "processes" or (engine is None and not protocol.modeSerial()):
+            engine = of(protocol.getScipionThreads())
+        return session(protocol, place, engine, *rest)
+
+    def made_pool(pool: Any, max_workers: Optional[int] = None, **options: Any) -> None:
+        if type(max_workers) is not int or max_workers < 1:
+            init(pool, max_workers, **options)
+        else:
+            init(pool, engine=of(max_workers), **options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(mpsteps.run, "_Session", made_session)
+    patch.setattr(StepPool, "__init__", made_pool)
+    yield
+    patch.undo()

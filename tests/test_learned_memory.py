@@ -1,0 +1,101 @@
+"""Memory that functions need, learned from earlier sessions: it decides how many steps run at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
+from mpsteps import run as run_module
+from mpsteps._demands import Demands
+from mpsteps._history import replay
+from mpsteps._journal import read_journal
+from mpsteps._learned_memory import learned_memory
+from mpsteps._timeline import timeline
+
+pytestmark = pytest.mark.once
+MB = 10**6
+
+
+def history(*peaks, lost=()):
+    """Steps of one function with these peaks, MB, finished; others that were lost with an error's type."""
+    records = [["protocol", {"params": {}}], ["steps", 1, "f", [[i] for i in range(99)], [[] for _ in range(99)]]]
+    for number, peak in enumerate(peaks, 1):
+        kib = peak * MB // 1024
+        records += [["started", 7, 1, 1.0, [number]], ["finished", 7, 2.0, [[number, 1.0, 1.0, kib]]]]
+    for number, (peak, kind) in enumerate(lost, 50):
+        error = {"type": kind, "peak_kib": peak * MB // 1024}
+        records += [["started", 7, 1, 1.0, [number]], ["lost", number, 7, 1, 2.0, error]]
+    return replay(records)
+
+
+def test_what_is_learned_is_a_high_quantile_with_a_margin():
+    assert learned_memory(history()) == {}
+    assert learned_memory(history(100))["f"] == pytest.approx(120 * MB, rel=0.01)
+    few = [100] * 97 + [200, 900]
+    assert learned_memory(history(*few[-40:]))["f"] == pytest.approx(240 * MB, rel=0.01), "one of forty does not count"
+
+
+def test_what_died_for_want_of_memory_would_have_had_more():
+    assert learned_memory(history(lost=[(100, "StepOutOfMemory")]))["f"] == pytest.approx(150 * MB, rel=0.01)
+    assert learned_memory(history(lost=[(100, "StepLost")]))["f"] == pytest.approx(120 * MB, rel=0.01)
+
+
+class ProtLarge(Protocol):
+    stepsExecutionMode = STEPS_PARALLEL
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        form.addParam("count", IntParam, default=4)
+        form.addParallelSection(threads=4)
+
+    def _insertAllSteps(self):
+        for i in range(self.count.get()):
+            self._insertFunctionStep(self.largeStep, i, prerequisites=[])
+            self._insertFunctionStep(self.smallStep, i, prerequisites=[])
+
+    def largeStep(self, i):
+        block = bytearray(200 * MB)
+        time.sleep(0.1)
+        return len(block)
+
+    @step(memory="1 MB", cpus=1)
+    def declaredStep(self, i):
+        pass
+
+    def smallStep(self, i):
+        pass
+
+
+def test_what_is_declared_wins_and_nothing_that_is_learned_is_a_limit():
+    protocol = ProtLarge()
+    demands = Demands(protocol, True, 0, {"largeStep": 500, "declaredStep": 700})
+    protocol._insertFunctionStep(protocol.largeStep, 1, prerequisites=[])
+    protocol._insertFunctionStep(protocol.declaredStep, 1, prerequisites=[])
+    large, declared = (demands.of(s) for s in protocol._steps)
+    assert (large.memory, large.tokens) == (0, (("memory", 500),))
+    assert (declared.memory, declared.tokens) == (10**6, ())
+    assert demands.learned() == {"largeStep": 500}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks of single steps need Linux")
+def test_a_resumed_run_starts_no_more_than_fit(tmp_path, monkeypatch):
+    """Four at a time in the first session; then there is room for two, by what was measured."""
+    folder = str(tmp_path / "run")
+    assert ProtLarge(workingDir=folder).run().ok
+    monkeypatch.setattr(run_module, "usable_memory", lambda: 750 * MB)
+    assert ProtLarge(workingDir=folder, count=10).run().ok
+    records = list(read_journal(os.path.join(folder, "journal.log")).records)
+    line = timeline(records)
+    assert most_at_once(line.of_session(1)) > 2
+    assert most_at_once(line.of_session(2)) == 2
+    learned = line.sessions[1].info["learned"]
+    assert list(learned) == ["largeStep"]
+    assert 240 * MB < learned["largeStep"] < 375 * MB
+
+
+def most_at_once(spans):
+    large = [s for s in spans if s.func == "largeStep"]
+    return max(sum(other.begin <= s.begin < other.end for other in large) for s in large)

@@ -1,0 +1,188 @@
+"""Slots by node: a step has its CPUs and memory on one node; and the stream of messages to nodes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Dict, List, Optional, Tuple
+
+import pytest
+
+from mpsteps._core.events import (
+    Command,
+    Dispatch,
+    StepAdded,
+    StepFailed,
+    StepsFinished,
+    StepsReturned,
+    WorkerLost,
+    WorkerReady,
+)
+from mpsteps._core.nodes import NodeSlots
+from mpsteps._core.scheduler import Scheduler
+from mpsteps._core.steps import PLAIN, Demand, Node, Status
+from mpsteps.engines.frames import FrameReader, FrameWriter
+from mpsteps.errors import EngineError
+
+pytestmark = pytest.mark.once
+SMALL, LARGE = Node(1, 2, 100), Node(2, 4, 400)
+
+
+class Cluster:
+    """A scheduler and where its steps are."""
+
+    def __init__(self, *nodes: Node) -> None:
+        self.scheduler = Scheduler(NodeSlots([7]), keep_going=True)
+        self.node: Dict[int, Node] = {}
+        self.lanes: Dict[int, List[int]] = {}
+        self.demand: Dict[int, Demand] = {}
+        for node in nodes:
+            for _ in range(node.cpus):
+                self.join(node)
+
+    def join(self, node: Node) -> int:
+        worker = max(self.node, default=0) + 1
+        self.node[worker], self.lanes[worker] = node, []
+        self.tell(WorkerReady(worker, node))
+        return worker
+
+    def add(self, demand: Demand = PLAIN) -> int:
+        step = len(self.demand) + 1
+        self.demand[step] = demand
+        self.tell(StepAdded(step, (), False, demand, None))
+        return step
+
+    def tell(self, event: Any) -> None:
+        commands: List[Command] = self.scheduler.handle(event)
+        for c in commands:
+            if isinstance(c, Dispatch):
+                self.lanes[c.worker] += c.steps
+        self.scheduler.check_invariants()
+        for node in set(self.node.values()):
+            workers = [w for w, its in self.node.items() if its == node]
+            running = [self.demand[self.lanes[w][0]] for w in workers if self.lanes[w]]
+            assert sum(min(d.cpus, node.cpus) for d in running) <= node.cpus, "more CPUs than the node has"
+            assert sum(min(d.memory, node.memory) for d in running) <= node.memory, "more memory than the node has"
+
+    def finish(self, step: int, seconds: float = 1.0) -> None:
+        worker = self.where(step)
+        assert worker is not None
+        self.lanes[worker].remove(step)
+        self.tell(StepsFinished(worker, (step,), (seconds,)))
+
+    def lose(self, worker: int, began: Optional[int] = None) -> None:
+        del self.node[worker], self.lanes[worker]
+        self.tell(WorkerLost(worker, began))
+
+    def where(self, step: int) -> Optional[int]:
+        return next((w for w, lane in self.lanes.items() if step in lane), None)
+
+    def node_of(self, step: int) -> Optional[Node]:
+        worker = self.where(step)
+        return None if worker is None else self.node[worker]
+
+
+def test_a_step_of_many_cpus_goes_to_the_node_that_has_them() -> None:
+    c = Cluster(SMALL, LARGE)
+    assert c.node_of(c.add(Demand(cpus=3, memory=200))) == LARGE
+    assert c.node_of(c.add(Demand(memory=300))) is None, "one of its CPUs is free, not enough of its memory"
+    assert c.node_of(c.add(Demand(memory=100))) == SMALL
+
+
+def test_one_node_is_kept_for_a_step_that_fits_nowhere_and_the_others_go_on() -> None:
+    c = Cluster(SMALL, LARGE)
+    first = [c.add() for _ in range(6)]
+    wide = c.add(Demand(cpus=4))
+    assert c.node_of(wide) is None
+    on_large = [s for s in first if c.node_of(s) == LARGE]
+    on_small = [s for s in first if c.node_of(s) == SMALL]
+    more = [c.add() for _ in range(3)]
+    c.finish(on_large[0])
+    assert all(c.where(s) is None for s in more), "what is freed on the node that is kept is not for younger ones"
+    c.finish(on_small[0])
+    assert c.node_of(more[0]) == SMALL
+    for step in on_large[1:]:
+        c.finish(step)
+    assert c.node_of(wide) == LARGE
+
+
+def test_a_step_that_is_larger_than_every_node_runs_alone_on_the_largest() -> None:
+    c = Cluster(SMALL, LARGE)
+    step = c.add(Demand(cpus=100))
+    assert c.node_of(step) == LARGE
+    c.finish(step)
+    assert c.scheduler.status(step) is Status.FINISHED
+
+
+def test_the_node_that_is_kept_may_be_lost() -> None:
+    """Then another one is kept, or the next that comes."""
+    c = Cluster(LARGE)
+    running = [c.add() for _ in range(4)]
+    wide = c.add(Demand(cpus=4))
+    for worker in list(c.lanes):
+        c.lose(worker)
+    other = LARGE._replace(number=3)
+    c.join(other)
+    assert c.node_of(wide) == other
+    c.finish(wide)
+    assert [s for s in running if c.where(s)] == running[:1]
+
+
+def test_cards_are_counted_once_for_all_nodes() -> None:
+    c = Cluster(SMALL, LARGE)
+    first, second = c.add(Demand(gpus=1)), c.add(Demand(gpus=1))
+    assert c.where(first) is not None
+    assert c.where(second) is None
+    c.finish(first)
+    assert c.where(second) is not None
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_happens_no_node_is_overbooked_and_all_steps_come_to_their_end(seed: int) -> None:
+    r = random.Random(seed)
+    c = Cluster(SMALL, LARGE)
+    numbers = 2
+    for _ in range(300):
+        what = r.random()
+        busy = [lane[0] for lane in c.lanes.values() if lane]
+        if what < 0.4:
+            special = [Demand(cpus=r.randint(2, 5)), Demand(memory=r.randint(50, 500)), Demand(gpus=1)]
+            c.add(r.choice([PLAIN, PLAIN, *special]))
+        elif what < 0.8 and busy:
+            c.finish(r.choice(busy), r.choice([0.0001, 1.0]))
+        elif what < 0.85 and busy:
+            step = r.choice(busy)
+            worker = c.where(step)
+            assert worker is not None
+            c.lanes[worker].remove(step)
+            c.tell(r.choice([StepFailed(worker, step), StepsReturned(worker, (step,))]))
+        elif what < 0.9 and len(c.node) > 1:
+            worker = r.choice(list(c.node))
+            c.lose(worker, c.lanes[worker][0] if c.lanes[worker] and r.random() < 0.5 else None)
+        else:
+            numbers += 1
+            c.join(Node(numbers, r.randint(1, 4), r.choice([100, 400])))
+    c.join(LARGE._replace(number=999))
+    while any(c.lanes.values()):
+        c.finish(next(lane[0] for lane in c.lanes.values() if lane))
+    assert {c.scheduler.status(s) for s in c.demand} <= {Status.FINISHED, Status.FAILED}
+
+
+# --------------------------------------------------------------------------------------------------------- the stream
+
+MESSAGES: List[Tuple[Any, ...]] = [("begin", {"a": (1, b"x" * 1000)}), ("send", 1, []), ("piece", 5, b"")]
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 1000, 10_000])
+def test_messages_come_whole_wherever_the_stream_is_cut(size: int) -> None:
+    writer, reader = FrameWriter(), FrameReader()
+    stream = b"".join(writer.frame(m) for m in MESSAGES)
+    found = [m for at in range(0, len(stream), size) for m in reader.feed(stream[at : at + size])]
+    assert found == MESSAGES
+
+
+def test_a_message_that_is_missing_or_comes_twice_is_noticed() -> None:
+    writer = FrameWriter()
+    frames = [writer.frame(m) for m in MESSAGES]
+    for wrong in (frames[0] + frames[2], frames[0] + frames[0], frames[1]):
+        with pytest.raises(EngineError, match="the connection is damaged"):
+            FrameReader().feed(wrong)
