@@ -145,8 +145,8 @@ class _LastOneWins(StateLog):
             if name not in self._said:
                 self._said.add(name)
                 logger.warning(
-                    "mpsteps: step %s and %s ran at the same time and both set self.%s: the last one wins, as in threads "
-                    "(this is said once)", self._label(step), self._name(conflict.step), place,
+                    "mpsteps: step %s and %s ran at the same time and both set self.%s: the last one wins, as in "
+                    "threads (this is said once)", self._label(step), self._name(conflict.step), place,
                 )  # fmt: skip
             now = vars(self._target).get(name, ABSENT)
             return change_of(name, upon(edit, now, self._writes(step), name))
