@@ -1,6 +1,7 @@
 """Runs the protocols of `parity_protocols` under one of the two frameworks, and describes the outcomes as JSON.
 
     python parity_run.py pyworkflow FOLDER      (in a process of its own: pyworkflow is configured by its environment)
+    python parity_run.py processes FOLDER       (the same, with mpsteps' executor in the place of ThreadStepExecutor)
 
 Under pyworkflow everything is as in a real project: a Project with a database, a domain, `hosts.conf`, and the executor
 that `runProtocolMain` would choose. Only its pauses of 3 s between two looks are shortened.
@@ -104,11 +105,14 @@ def translated(folder):
     return importlib.import_module("paritypackage.protocols")
 
 
-def run_pyworkflow(folder):
+def run_pyworkflow(folder, kind="pyworkflow"):
     """All outcomes under pyworkflow, in a project in `folder`."""
     from pyworkflow.project import Project
     from pyworkflow.protocol import HostConfig, StepExecutor, ThreadStepExecutor, executor
     from pyworkflowtests import Domain
+
+    if kind == "processes":
+        from mpsteps.scipion import ProcessStepExecutor as ThreadStepExecutor
 
     class Time:
         """The `time` of pyworkflow's executor, with shorter pauses."""
@@ -157,6 +161,6 @@ def run_mpsteps(folder, engine):
 
 
 if __name__ == "__main__":
-    answer = run_pyworkflow(sys.argv[2])
+    answer = run_pyworkflow(sys.argv[2], sys.argv[1])
     with open(os.path.join(sys.argv[2], "outcomes.json"), "w") as out:
         json.dump(answer, out)

@@ -34,6 +34,7 @@ RUNS = {
     "functions": ("ShapeFunctions", {}),
     "live": ("ShapeLive", {}),
     "cpu": ("ShapeCpu", {}),
+    "scratch": ("ShapeScratch", {"n": 6}),
 }
 # what threads do not survive, or take for success
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
@@ -156,8 +157,8 @@ def run_one(project, protocols, kind, name, values):
         prot = project.newProtocol(cls, **values)
         done, seconds = _run(project, prot, kind)
         found = [describe(done)]
-        if kind == "processes" or done.isFailed() or is_told(found[0]):
-            break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended
+        if kind == "processes" or name == "ShapeFails" or is_told(found[0]):
+            break  # else ThreadStepExecutor has left its loop before it was told that the last step had ended, or stumbled
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
         done, _ = _run(project, prot, kind, again=True)
@@ -168,7 +169,8 @@ def run_one(project, protocols, kind, name, values):
 def is_told(found):
     """Whether all that a finished run did is recorded."""
     stored = found["stored"]
-    return all(s[2] == "finished" for s in found["steps"]) and stored["_stepsDone"] == stored["_numberOfSteps"]
+    finished = found["status"] == "finished" and all(s[2] == "finished" for s in found["steps"])
+    return finished and stored["_stepsDone"] == stored["_numberOfSteps"]
 
 
 def _run(project, prot, kind, again=False):

@@ -4,6 +4,7 @@ They know nothing of mpsteps, but for the one with the mixin. Each leaves what i
 `extra/result.json`, so that a run in threads can be compared with one in processes.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -86,6 +87,27 @@ class ShapeFills(ShapeBase):
             lasts=[getattr(self, f"last{i}").get() for i in self.items()],
         )
         self._defineOutputs(outputTotal=pwobj.Integer(sum(self.counts.values())))
+
+
+class ShapeScratch(ShapeBase):
+    """Steps that use attributes as places for their own work, as they would local names; and one that nobody reads."""
+
+    _label = "scratch"
+
+    def _insertAllSteps(self):
+        self.sums = {}
+        deps = [self._insertFunctionStep(self.workStep, i, prerequisites=[]) for i in self.items()]
+        self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
+
+    def workStep(self, i):
+        self.current = f"item {i}"
+        self.width = i * 7
+        self.handle = ctypes.pointer((ctypes.c_int * i)())
+        time.sleep(0.05)
+        self.sums[i] = i  # in threads the others may be those of another step by now
+
+    def createOutputStep(self):
+        self.note(sums={str(k): v for k, v in self.sums.items()}, kind=self.current[:4])
 
 
 class ShapeMixed(ProcessSteps, ShapeFills):
@@ -353,6 +375,8 @@ class ShapeLive(ShapeBase):
 
     def _insertAllSteps(self):
         self.book = Book()
+        self.images = {i: MockImage() for i in self.items()}
+        self.first = MockImage()
         self.sums = {}
         first = self._insertFunctionStep(self.makeStep)
         deps = [self._insertFunctionStep(self.useStep, i, prerequisites=[first]) for i in self.items()]
@@ -360,16 +384,22 @@ class ShapeLive(ShapeBase):
         self._insertFunctionStep(self.createOutputStep, prerequisites=deps)
 
     def makeStep(self):
-        self.projector = memoryview(bytearray(b"12345"))
+        self.projector = ctypes.pointer((ctypes.c_int * 3)(50, 60, 70))
 
     def useStep(self, i):
-        self.sums[i] = sum(self.projector) + i
+        self.images[i].setLocation(i, f"stack{i}.mrc")
+        if i == 1:
+            self.first.setSamplingRate(2.5)
+        self.sums[i] = sum(self.projector.contents) + i
 
     def bookStep(self, i):
         self.book.enter(i)
 
     def createOutputStep(self):
-        self.note(sums={str(k): v for k, v in self.sums.items()}, book=sorted(self.book.entries))
+        self.note(
+            images={str(i): image.getLocation() for i, image in self.images.items()}, rate=self.first.getSamplingRate(),
+            sums={str(k): v for k, v in self.sums.items()}, book=sorted(self.book.entries),
+        )
 
 
 class Book:
@@ -454,7 +484,7 @@ class ShapeHides(ShapeBase):
         self.ran.append(i)
 
     def createOutputStep(self):
-        self.note(ran=sorted(self.ran))
+        self.note(ran=sorted(self.ran), others=[hasattr(self, "handle"), hasattr(self, "table")])
 
 
 def _call(name, *args):

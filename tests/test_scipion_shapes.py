@@ -65,12 +65,12 @@ def test_a_protocol_comes_to_the_same_in_processes_as_in_threads(name, threads, 
 
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failure_is_the_same_but_those_beside_it_are_recorded(name, threads, processes):
-    """Threads leave what ran beside it as running, and do it again."""
+    """Threads may leave what ran beside it as running, and do it again."""
     theirs, ours = threads[name], processes[0][name]
 
     assert ours[0]["error"] == theirs[0]["error"] != ""
-    assert [s[2] for s in theirs[0]["steps"]] == ["running", "failed", "new", "new", "new"]
-    assert [s[2] for s in ours[0]["steps"]] == ["finished", "failed", "new", "new", "new"]
+    assert [s[2] for s in ours[0]["steps"]][:2] == ["finished", "failed"]
+    assert not [s for s in ours[0]["steps"] if s[2] == "running"]
     assert ours[1]["steps"] == theirs[1]["steps"]
     assert ours[1]["status"] == theirs[1]["status"] == "finished"
 
@@ -90,7 +90,8 @@ def test_whatever_ends_a_step_ends_that_step_only(name, processes):
     assert failed["steps"][1][2] == "failed"
     assert causes[name] in failed["steps"][1][4]
     assert causes[name] in failed["error"]
-    assert failed["ran"] == {"ran1": 1}
+    assert failed["ran"]["ran1"] == 1
+    assert "ran2" not in failed["ran"]
     assert resumed["status"] == "finished"
     assert resumed["ran"] == {"ran1": 1, "ran2": 1, "ran3": 1, "ran4": 1}
     assert all(s[2] == "finished" for s in resumed["steps"])
@@ -104,4 +105,6 @@ def test_the_log_says_where_each_step_ran(processes):
     assert "(itemStep) runs in the main process: it uses _closeOutputSet" not in log
     assert "mpsteps: step 1 runs in process" in log
     assert "self.book has a lock of its own: threads share it" in log
+    assert "ran at the same time and both set self.current: the last one wins" in log
+    assert "what it put into self.handle stays in its process: nobody else uses it" in log
     assert "nothing can run beside it, and it sets attributes of the protocol" in log

@@ -122,8 +122,12 @@ def _with_cells(now: Any, edit: Edit) -> Any:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether it is the value of a param, told by its methods so that scalars of pyworkflow count as well."""
-    return hasattr(value, "get") and hasattr(value, "set") and hasattr(value, "hasValue")
+    """Whether it is the value of a param, told by its methods so that scalars of pyworkflow count as well. (Its other
+    objects, an image say, have these methods, too: they are marked as such by `scipion._travel`.)"""
+    return (
+        hasattr(value, "get") and hasattr(value, "set") and hasattr(value, "hasValue")
+        and not getattr(value, "_mpstepsNoScalar", False)
+    )  # fmt: skip
 
 
 def raw(value: Any) -> Any:

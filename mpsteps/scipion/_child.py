@@ -38,6 +38,7 @@ class Child:
         self._protocol = run.protocol
         self._steps: List[Any] = run.steps
         self._executor = run.executor
+        self._choice = run.choice
         self._tracker: state.Tracker = run.sharing.tracker
         self._databases = databases
         self._channel = channel
@@ -85,9 +86,7 @@ class Child:
         except BaseException as error:
             self._fail(number, error)
         else:
-            self._flush()
-            self._channel.send(("done", number, parcel, changed))
-        self._surroundings.put_back()
+            self._reply("done", number, parcel, changed)
 
     def _take_in(self, news: List[bytes]) -> None:
         for parcel in news:
@@ -95,7 +94,17 @@ class Child:
 
     def _changes(self) -> Optional[bytes]:
         changes = self._tracker.changes()
-        return state.pack_changes(changes, self._protocol) if changes else None
+        while changes:
+            try:
+                return state.pack_changes(changes, self._protocol)
+            except SerializationError as problem:
+                name = problem.part.partition("'")[2].rstrip("'")
+                if not self._choice.is_private(name, self._steps[self._id - 1]):
+                    raise
+                logger.info("mpsteps: step %s: what it put into self.%s stays in its process: nobody else uses it",
+                            self._where(), name)  # fmt: skip
+                changes = [change for change in changes if change[1] != name]
+        return None
 
     def _fail(self, number: int, error: BaseException) -> None:
         if isinstance(error, SystemExit):
@@ -106,8 +115,13 @@ class Child:
         else:
             text = str(error) or type(error).__name__
         logger.error("Step %s failed in process %d.", self._where(), os.getpid(), exc_info=error)
+        self._reply("failed", number, text)
+
+    def _reply(self, *message: Any) -> None:
+        """The end of a step, and why this process can run no other ('': it can)."""
+        _, problem = self._surroundings.put_back()
         self._flush()
-        self._channel.send(("failed", number, text))
+        self._channel.send((*message, problem))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -43,6 +43,11 @@ class Choice:
             return "nothing can run beside it, and it sets attributes of the protocol"
         return ""
 
+    def is_private(self, name: str, step: Any) -> bool:
+        """Whether an attribute matters to nobody but this step's function."""
+        function = getattr(step, "_func", None)
+        return function is not None and self._places.is_private(name, function)
+
     def _finding(self, step: Any) -> Finding:
         function = getattr(step, "_func", None)
         if function is None:

@@ -34,12 +34,14 @@ _MOST_FUNCTIONS = 400
 
 class Finding(NamedTuple):
     """What was found in a step's code. `main`: why it must run in the main process ('': it need not); `inserts`: it
-    inserts steps; `sets`: it assigns attributes; `attributes`: those of the protocol that it mentions."""
+    inserts steps; `sets`: it assigns attributes; `attributes`: those of the protocol that it mentions; `codes`: of all
+    functions that were looked at."""
 
     main: str
     inserts: bool
     sets: bool
     attributes: FrozenSet[str]
+    codes: FrozenSet[types.CodeType] = frozenset()
 
 
 class Places:
@@ -71,7 +73,19 @@ class Places:
         elif not scan.follow(plain, bound):
             return Finding(declared or f"the source of {name or plain!r} cannot be read", False, True, frozenset())
         why = declared or ", ".join(sorted(scan.reasons))
-        return Finding(why, scan.inserts, scan.sets, frozenset(scan.attributes))
+        return Finding(why, scan.inserts, scan.sets, frozenset(scan.attributes), scan.codes())
+
+    def is_private(self, name: str, function: Any) -> bool:
+        """Whether no method of the protocol mentions this attribute, but for those that this step's function calls."""
+        own = self.of(function).codes
+        for cls in self._owner.__mro__:
+            if not str(cls.__module__).startswith(_OF_FRAMEWORK):
+                for value in vars(cls).values():
+                    for f in _functions_of(value):
+                        code = getattr(f, "__code__", None)
+                        if code is not None and code not in own and _mentions(code, name):
+                            return False
+        return bool(own)
 
     def _declared(self, function: Any, name: str) -> str:
         options = getattr(inspect.unwrap(function), "__mpsteps__", None)
@@ -156,13 +170,14 @@ class _Scan:
     def _follow_attribute(self, value: Any, cls: type) -> None:
         if str(cls.__module__).startswith(_OF_FRAMEWORK):
             return
-        is_property = isinstance(value, property)
-        functions: List[Any] = [value.fget, value.fset] if is_property else [getattr(value, "__func__", value)]
-        for f in functions:
-            plain = inspect.unwrap(f) if callable(f) else f
+        for plain in _functions_of(value):
             if isinstance(plain, types.FunctionType):
                 first = plain.__code__.co_varnames[:1] if not isinstance(value, (staticmethod, classmethod)) else ()
                 self._todo.append((plain, frozenset({"self", "prot", "protocol", *first})))
+
+    def codes(self) -> FrozenSet[types.CodeType]:
+        """Of all functions that were looked at."""
+        return frozenset(code for code, _ in self._seen)
 
     def helper(self, function: Any, positions: List[int], keywords: List[str]) -> None:
         """The code hands the protocol to a function."""
@@ -173,6 +188,19 @@ class _Scan:
         arguments = plain.__code__.co_varnames[: plain.__code__.co_argcount]
         names = {arguments[i + shift] for i in positions if i + shift < len(arguments)} | set(keywords)
         self._todo.append((plain, frozenset({"prot", "protocol", *names})))
+
+
+def _functions_of(value: Any) -> List[Any]:
+    """The functions that an attribute of a class is made of."""
+    found: List[Any] = [value.fget, value.fset] if isinstance(value, property) else [getattr(value, "__func__", value)]
+    return [inspect.unwrap(f) if callable(f) else f for f in found]
+
+
+def _mentions(code: types.CodeType, name: str) -> bool:
+    """Also as a text, for getattr; and in functions inside of it."""
+    if name in code.co_names or name in code.co_consts:
+        return True
+    return any(_mentions(inner, name) for inner in code.co_consts if isinstance(inner, types.CodeType))
 
 
 def _tree(function: Any) -> Optional[ast.AST]:

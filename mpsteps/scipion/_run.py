@@ -61,7 +61,7 @@ class Run:
         slots = executor.numberOfProcs
         self._gpus = Gpus(executor)
         self._scheduler = Scheduler(SlotPool(slots, tokens={GPU: self._gpus.slots}), ranked=False)
-        self._choice = Choice(protocol)
+        self.choice = self._choice = Choice(protocol)
         self._listing = Listing(steps, self._demand)
         self.sharing = Sharing(protocol, steps)
         self._workers = Workers(self)
@@ -294,6 +294,8 @@ class Run:
     def merge(self, place: int, number: int, parcel: Optional[bytes], goes_on: bool = False) -> Optional[str]:
         """Take in what a step changed; why that cannot be done, or None."""
         try:
+            if self._in_main and parcel is not None:
+                self.sharing.collect()  # what steps here have changed meanwhile must be known as theirs
             self.sharing.merge(place, number, parcel, goes_on)
             return None
         except Exception as problem:  # StateConflict, or what the user's classes do when they are loaded

@@ -7,19 +7,22 @@ was when it was made, so that what cannot travel need not; forks made before are
 from __future__ import annotations
 
 import gc
-import threading
+import logging
 import weakref
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 import pyworkflow.object as pwobj
 from pyworkflow.mapper.sqlite_db import SqliteDb
 
 from mpsteps._ipc import state, wire
-from mpsteps._ipc.merge import Writes
+from mpsteps._ipc.edits import ABSENT, Edit, change_of, is_number, raw
+from mpsteps._ipc.merge import UNKNOWN, Conflict, Writes, upon
 from mpsteps._statelog import StateLog
 from mpsteps._writes import WritesOf
 from mpsteps.report import shorten
 from mpsteps.scipion import _travel
+
+logger = logging.getLogger(__name__)
 
 FRAMEWORK = frozenset({
     "_steps", "_newSteps", "_stepsSet", "_prevSteps", "_stepsExecutor", "_stepsDone", "_numberOfSteps", "_cpuTime",
@@ -29,7 +32,8 @@ FRAMEWORK = frozenset({
     "_Protocol__insertStep", "_Protocol__filenamesDict", "_objValue", "_objParent", "_objId", "_objParentId",
 })  # fmt: skip
 """Attributes of a protocol that pyworkflow keeps itself; `mpsteps` and Scipion's callbacks see to them here."""
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 1.0
+"""Who holds the protocol's lock for longer works under it; a fork does without, and has what there is."""
 
 _databases: weakref.WeakSet[Any] = weakref.WeakSet()
 _registering = False
@@ -48,7 +52,7 @@ class Sharing:
         self.generation = 0
         self.tracker = state.Tracker(protocol, FRAMEWORK | _pointers(protocol))
         self.tracker.changes()  # lines up what is compared
-        self._log = StateLog(protocol, self.tracker, self._label, self._writes_of)
+        self._log = _LastOneWins(protocol, self.tracker, self._label, self._writes_of)
         self._joined: set[int] = set()
 
     def close(self) -> None:
@@ -88,8 +92,6 @@ class Sharing:
             if not goes_on:
                 self._log.settle(number)
             return
-        if threading.active_count() > 1:
-            self.collect()
         self._log.merge(worker, number, parcel, ended=not goes_on)
 
     # ----------------------------------------------------------- changes made here
@@ -116,9 +118,47 @@ class Sharing:
         return f"{number} {step.funcName.get()}{shorten(tuple(getattr(step, '_args', ())))}"
 
     def _writes_of(self, number: int) -> Writes:
+        if number < 1:
+            return UNKNOWN  # what runs here
         function = getattr(self._steps[number - 1], "_func", None)
         name = getattr(function, "__name__", "")
         return self._writes(name if getattr(function, "__self__", None) is self._protocol else function)
+
+
+class _LastOneWins(StateLog):
+    """Where two steps that ran at the same time have set one attribute, the one that ends last has set it, as in
+    threads; and it is said. Where they may have counted or collected, it is a conflict still."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._said: set[str] = set()
+
+    def _placed(self, step: int, name: str, edit: Edit, worker: int, unseen: List[Any]) -> state.Change:
+        try:
+            return super()._placed(step, name, edit, worker, unseen)
+        except Conflict as conflict:
+            inside = len(conflict.path) > 1
+            both = (self._writes(step), self._writes(conflict.step))
+            if not _only_set(conflict.mine, inside, name, both) or not _only_set(conflict.theirs, inside, name, both):
+                raise
+            place = name + "".join(f"[{key!r}]" for key in conflict.path[1:])
+            if name not in self._said:
+                self._said.add(name)
+                logger.warning(
+                    "mpsteps: step %s and %s ran at the same time and both set self.%s: the last one wins, as in "
+                    "threads (this is said once)", self._label(step), self._name(conflict.step), place,
+                )  # fmt: skip
+            now = vars(self._target).get(name, ABSENT)
+            return change_of(name, upon(edit, now, self._writes(step), name))
+
+
+def _only_set(edit: Edit, inside: bool, name: str, both: Sequence[Writes]) -> bool:
+    """Whether an edit puts a value in the place of another, and nothing that the two steps do to it adds up."""
+    if edit[0] not in "=nv#":
+        return False
+    if isinstance(raw(edit[1]), (list, dict, set)) or is_number(raw(edit[1])):
+        return all(writes.sets(name, inside) for writes in both)
+    return not any(writes.adds(name, inside) for writes in both)
 
 
 def _pointers(protocol: Any) -> FrozenSet[str]:

@@ -11,10 +11,11 @@ in it is watched like any other, and only a change that would have to travel and
 from __future__ import annotations
 
 import logging
+import marshal
 import sqlite3
 import threading
 import types
-from typing import Any, Dict, Set, Tuple, Type
+from typing import Any, Dict, List, Optional, Set, Tuple, Type
 
 import pyworkflow.object as pwobj
 from pyworkflow.mapper.mapper import Mapper
@@ -23,6 +24,7 @@ from pyworkflow.protocol.executor import StepExecutor
 from pyworkflow.protocol.protocol import Protocol, Step
 
 from mpsteps._ipc import wire
+from mpsteps._ipc.edits import ATOMS
 
 LOCK_TYPES: Tuple[type, ...] = (
     type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Semaphore, threading.Event,
@@ -37,6 +39,7 @@ _LEAVES: Tuple[type, ...] = (
 """What a fingerprint does not look into: that would be all of the project, or what reading alone changes."""
 MADE_HERE = "_mpstepsMadeHere"
 """Attribute of a Set that a fork has made itself, see `_guard`."""
+_NOT_OF_OBJECTS = frozenset({"_objParent", "_objCreation"})
 _NOT_OF_SETS = frozenset({"_mapper", "_classesDict", MADE_HERE})
 _HEAP_TYPE = 1 << 9
 _PLAIN_BASES = (object, list, dict, set, tuple)
@@ -47,6 +50,8 @@ _simple: Dict[Type[Any], bool] = {}
 def install() -> None:
     """From now on this process pickles Scipion's objects so."""
     wire.add_reducer(reduce)
+    pwobj.Object._mpstepsNoScalar = True  # see `edits.is_scalar`: attributes of classes, which nobody stores
+    pwobj.Scalar._mpstepsNoScalar = False
 
 
 def reduce(obj: Any, for_fingerprint: bool) -> Any:
@@ -74,8 +79,14 @@ def _make_set(cls: Any, state: Dict[str, Any]) -> Any:
 
 
 def _print_of(obj: Any) -> Any:
+    if obj is str:
+        return NotImplemented  # by its name: leaves are made of it
     if isinstance(obj, (*_PARTS_OF_PROGRAM, *_LEAVES)):
         return _leaf(obj)
+    if isinstance(obj, pwobj.Object):
+        flat = _flat(obj)
+        if flat is not None:
+            return str, (marshal.dumps(flat, 2),)
     cls = type(obj)
     simple = _simple.get(cls)
     if simple is None:
@@ -87,6 +98,32 @@ def _print_of(obj: Any) -> Any:
     except Exception:  # it says that it cannot be pickled, in one way or another
         return _leaf(obj)
     return reduced if isinstance(reduced, tuple) else _leaf(obj)
+
+
+def _flat(obj: Any) -> Optional[Tuple[Any, ...]]:
+    """One of Scipion's objects as plain values, if it has no others: a protocol may have thousands of them, which are
+    looked at after each step."""
+    attributes = vars(obj)
+    found: List[Any] = [type(obj).__name__, *attributes]
+    for name, value in attributes.items():
+        if type(value) in ATOMS:
+            found.append(value)
+        elif name in _NOT_OF_OBJECTS:
+            continue
+        elif isinstance(value, pwobj.Object) and not isinstance(value, _LEAVES):
+            inner = _flat_scalar(value) if isinstance(value, pwobj.Scalar) else _flat(value)
+            if inner is None:
+                return None
+            found.append(inner)
+        else:
+            return None
+    return tuple(found)
+
+
+def _flat_scalar(value: Any) -> Optional[Tuple[Any, ...]]:
+    if isinstance(value, list):  # a CsvList: it has its items twice, and only those of the list are up to date
+        return tuple(value) if all(type(item) in ATOMS for item in value) else None
+    return (value._objValue,) if type(value._objValue) in ATOMS and not value.hasPointer() else None
 
 
 def _leaf(obj: Any) -> Any:

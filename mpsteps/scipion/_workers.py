@@ -73,7 +73,7 @@ class Workers:
         others = [*self._forks.values(), *self._leaving]
         held = run.sharing.hold()
         if not held:
-            logger.warning("mpsteps: another thread has held self._lock for long: a process is made without it")
+            logger.info("mpsteps: a step in the main process works under self._lock: a process is made without it")
         try:
             run.sharing.join(place)
             worker = fork(self._serve, run.sharing.generation, len(run.steps), others)
@@ -120,6 +120,9 @@ class Workers:
             self._answer(place, worker, *message[1:])
         else:
             worker.step = None
+            if message[-1]:
+                logger.info("mpsteps: process %d is replaced: %s", worker.pid, message[-1])
+                self.discard(place)
             if kind == "done":
                 self._run.end(number, None, message[2], message[3])
             else:
