@@ -83,7 +83,7 @@ class Work(NamedTuple):
 WORKS = (
     Work("empty", "empty steps", (40, 500)),
     Work("sleep", "steps that sleep 0.5 s, as a short program does", (25, 25), sleep=0.5),
-    Work("cpu", "12 steps of pure Python, about 0.4 s each, and an output", (13, 13), loops=4_000_000),
+    Work("cpu", "12 steps of pure Python, 4,000,000 turns of a loop each, and an output", (13, 13), loops=4_000_000),
     Work("thousand", "a protocol of 1,000 steps of 10 ms", (40, 1000), sleep=0.01),
 )
 SMOKE = (Work("empty", "empty steps", (4, 8)),)

@@ -158,7 +158,7 @@ def run_one(project, protocols, kind, name, values):
         done, seconds = _run(project, prot, kind)
         found = [describe(done)]
         if kind == "processes" or name == "ShapeFails" or is_told(found[0]):
-            break  # else ThreadStepExecutor has left its loop before it heard of the last step's end, or stumbled
+            break  # else ThreadStepExecutor has stumbled, or left its loop before it was told of the last step's end
     if name == "ShapeFails":
         open(prot._getExtraPath("mended"), "w").close()
         done, _ = _run(project, prot, kind, again=True)
