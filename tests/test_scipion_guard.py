@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -92,3 +93,42 @@ def test_mpsteps_works_without_pyworkflow_and_says_who_needs_it():
     )  # fmt: skip
 
     assert done.stdout.startswith("mpsteps.scipion.ProcessStepExecutor needs pyworkflow: install mpsteps into Scipion")
+
+
+STUCK = """
+import os, sys, threading
+sys.path.insert(0, {here!r})
+import scipion_run
+from mpsteps.scipion import _child, _workers
+_workers.BEGIN_SECONDS = 0.5
+real = _child._replace_streams
+def stuck():
+    try:
+        os.close(os.open({marker!r} + str(len(os.listdir({folder!r}))), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        pass
+    if len([n for n in os.listdir({folder!r}) if n.startswith("stuck")]) <= {times}:
+        threading.Lock().acquire() and threading.Event().wait()  # a lock that nobody will release
+    real()
+_child._replace_streams = stuck
+scipion_run.main("processes", {folder!r}, ["fills"])
+"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("times", "said"), [(1, "it is replaced"), (100, "no process for it came up")])
+def test_a_fork_that_inherits_a_lock_is_replaced_and_the_step_runs_once(times, said, tmp_path):
+    """Whatever lock another thread held at that moment; and if none comes up, in the main process."""
+    require_pyworkflow()
+    scipion_run.install(str(tmp_path))
+    code = STUCK.format(here=scipion_run.HERE, marker=str(tmp_path / "stuck"), folder=str(tmp_path), times=times)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=scipion_run.environment(str(tmp_path)), cwd=str(tmp_path), timeout=100,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout[-5000:]
+    (run,) = json.loads((tmp_path / "outcomes.json").read_text())["fills"]
+    assert said in done.stdout
+    assert run["status"] == "finished"
+    assert run["result"]["failed"] == [1, 2, 3, 4, 5, 6]
