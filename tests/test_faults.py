@@ -33,6 +33,7 @@ from mpsteps.errors import StepTimeout
 from mpsteps.listeners import Listener
 from mpsteps.run import run
 
+pytestmark = pytest.mark.once  # what becomes of processes does not depend on the Python
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux tells it")
 
 
