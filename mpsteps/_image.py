@@ -35,7 +35,7 @@ def take_image(protocol: Any, pack: Callable[[Any, Any], Any] = wire.pack) -> Tu
     attributes = protocol.__getstate__()
     shared = _shared_with_class(protocol)
     try:
-        return {"class": cls, "state": _checked(attributes, protocol, pack), "shared": shared}, []
+        return {"class": cls, "state": _checked(attributes, protocol, pack), "shared": tuple(shared)}, []
     except _FAULTS as error:  # some attribute: find out which by trying each
         problem = error
     notes = []
@@ -48,7 +48,7 @@ def take_image(protocol: Any, pack: Callable[[Any, Any], Any] = wire.pack) -> Tu
             notes.append(f"attribute '{name}' cannot travel to worker processes ({reason}): steps must not use it")
     if not notes:  # each alone can travel, all together cannot: nothing to blame
         raise SerializationError(f"the protocol cannot travel to worker processes: {problem}") from problem
-    return {"class": cls, "state": pack(attributes, protocol), "shared": shared}, notes
+    return {"class": cls, "state": pack(attributes, protocol), "shared": tuple(shared)}, notes
 
 
 def _checked(value: Any, protocol: Any, pack: Callable[[Any, Any], Any] = wire.pack) -> Any:
