@@ -22,6 +22,7 @@ class DaskCluster:
         self.folder = folder
         self.file = folder / "scheduler.json"
         self.workers: List[subprocess.Popen[bytes]] = []
+        self._added = 0
         self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard",
             "--dashboard-address", "127.0.0.1:0", *options,
@@ -39,14 +40,14 @@ class DaskCluster:
         except (OSError, ValueError):
             return None  # not written yet, or not to its end
 
-    def add(self, slots: int, hide: Optional[Path] = None) -> subprocess.Popen[bytes]:
-        """One more worker; it does not see what is in the directory `hide`."""
-        number = len(self.workers) + 1
+    def add(self, slots: int, hide: Optional[Path] = None, first: str = "") -> subprocess.Popen[bytes]:
+        """One more worker; it does not see what is in the directory `hide`; `first`: Python that it runs at first."""
+        self._added = number = self._added + 1  # a name that is in use, or seems to be, is refused by the scheduler
         folder = self.folder / f"node-{number}"
         worker = self._start(
             f"worker-{number}", self.address, "--nthreads", str(slots), "--no-nanny", "--local-directory", str(folder),
             "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--host", "127.0.0.1", "--name", f"node-{number}",
-            hide=hide,
+            *(["--preload", first] if first else []), hide=hide,
         )  # fmt: skip
         self.workers.append(worker)
         return worker

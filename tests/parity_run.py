@@ -80,6 +80,20 @@ def _files(folder):
     return found
 
 
+def order_holds(outcome):
+    """Whether every step began after its prerequisites had ended, by the notes that steps took."""
+    lines = outcome["files"].get("notes", "").split()
+    events = [(lines[i], lines[i + 1]) for i in range(0, len(lines), 2)]
+    for number, s in enumerate(outcome["steps"], 1):
+        name = "output" if s["function"] == "createOutputStep" else str(number)
+        if ("begin", name) not in events:
+            continue
+        for p in s["prerequisites"]:
+            if ("end", str(p)) in events and events.index(("end", str(p))) > events.index(("begin", name)):
+                return False
+    return True
+
+
 def look(prot):
     """What a form says about itself: values, conditions, messages."""
     return {"look": prot.look(), "messages": prot.validate()}

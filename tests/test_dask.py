@@ -383,6 +383,42 @@ def test_steps_that_were_on_a_lost_node_run_again_if_that_was_declared(own: Dask
     assert len(ran) == 5
 
 
+def test_an_agent_that_dies_on_a_node_that_lives_is_replaced(own: DaskCluster, tmp_path: Path) -> None:
+    """On all nodes: nothing would be left to run steps."""
+
+    def kill() -> None:
+        for worker in own.workers:
+            for agent in psutil.Process(worker.pid).children():
+                agent.kill()
+        (tmp_path / "go").touch()
+
+    protocol = run_and_kill(own, tmp_path, SlowAgain, kill)
+    assert protocol.isFinished(), protocol.getErrorMessage()
+    assert sorted(notes(tmp_path / "notes")) == ["a", "a", "b", "b", "c", "d"]
+    assert all(worker.poll() is None for worker in own.workers)
+
+
+DIE = "import mpsteps.engines.dask.inside as i; i._import_path = lambda: '[]; import os; os._exit(3)'"
+
+
+@pytest.mark.parametrize(
+    ("first", "what"),
+    [
+        (DIE, "3 agents in a row have come to nothing"),
+        ("import sys; sys.modules['mpsteps'] = None", "cannot be imported there .* same version"),
+        ("import mpsteps.engines.dask.inside as i; i.install = lambda dask_worker: 1 // 0", "cannot be used: .*division"),
+    ],
+    ids=["agents die", "not installed", "cannot be asked"],
+)
+def test_a_cluster_on_which_no_agent_comes_up_is_an_error_after_some_tries(
+    own: DaskCluster, tmp_path: Path, first: str, what: str
+) -> None:
+    """Not a run that waits for ever."""
+    own.add(1, first=first)
+    with pytest.raises(EngineError, match=what):
+        insert_and_run(tmp_path, lambda self: self._insertFunctionStep("nothing"), own.address)
+
+
 def test_a_scheduler_that_is_lost_ends_the_run_and_resume_continues_it_here(own: DaskCluster, tmp_path: Path) -> None:
     """With a sentence that says so; what had finished is kept."""
     with pytest.raises(EngineError, match=r"Dask scheduler .* is gone.*mpsteps resume"):

@@ -66,26 +66,12 @@ def ours(request, tmp_path_factory):
     return json.loads(json.dumps(parity_run.run_mpsteps(str(folder), request.param)))
 
 
-def _order_holds(outcome):
-    """Whether every step began after its prerequisites had ended, by the notes that steps took."""
-    lines = outcome["files"].get("notes", "").split()
-    events = [(lines[i], lines[i + 1]) for i in range(0, len(lines), 2)]
-    for number, s in enumerate(outcome["steps"], 1):
-        name = "output" if s["function"] == "createOutputStep" else str(number)
-        if ("begin", name) not in events:
-            continue
-        for p in s["prerequisites"]:
-            if ("end", str(p)) in events and events.index(("end", str(p))) > events.index(("begin", name)):
-                return False
-    return True
-
-
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=NAMES)
 def test_a_protocol_comes_to_the_same_under_both(theirs, ours, number):
     """Statuses, ids, arguments, prerequisites, attributes, outputs, files, graph; errors contain the same text."""
     expected, found = copy.deepcopy((theirs["runs"][number], ours["runs"][number]))
     for outcome in (expected, found):
-        assert _order_holds(outcome)
+        assert parity_run.order_holds(outcome)
         outcome["files"].pop("notes", None)
     errors = [s.pop("error") for s in expected["steps"]], [s.pop("error") for s in found["steps"]]
     for they, we in zip(*errors):
@@ -120,4 +106,4 @@ def test_the_protocols_run_under_mpsteps(ours):
     statuses = [run["status"] for run in ours["runs"]]
     assert statuses == ["finished"] * 4 + ["failed"] * 3 + ["interactive"] + ["finished"] * 2
     assert ours["runs"][0]["outputs"] == {"total": 510, "names": "1,3"}
-    assert all(_order_holds(run) for run in ours["runs"])
+    assert all(parity_run.order_holds(run) for run in ours["runs"])

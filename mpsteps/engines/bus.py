@@ -1,7 +1,7 @@
 """What carries bytes to and from agents, and what it tells.
 
-A bus knows nothing of steps. It tells `Joined`, `Said`, `Left`, `Drain`, `Broken` and `Note`, by putting them into an
-inbox.
+A bus knows nothing of steps. It tells `Joined`, `Said`, `Left`, `Unfit`, `Drain`, `Broken` and `Note`, by putting them
+into an inbox.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ class Left(NamedTuple):
     why: str
 
 
+class Unfit(NamedTuple):
+    """There is a node, and no agent can be had there."""
+
+    name: str
+    why: str
+
+
 class Drain(NamedTuple):
     """A node is to be left soon."""
 
@@ -51,7 +58,7 @@ class Note(NamedTuple):
     text: str
 
 
-Event = Union[Joined, Said, Left, Drain, Broken, Note, None]
+Event = Union[Joined, Said, Left, Unfit, Drain, Broken, Note, None]
 
 
 class Bus(typing.Protocol):
@@ -62,6 +69,9 @@ class Bus(typing.Protocol):
 
     def post(self, agent: int, data: bytes) -> None:
         """Send bytes to an agent; after those that were sent before. Never blocks."""
+
+    def again(self, agent: int) -> None:
+        """An agent has left that should not have: if its node is still there, another one is wanted."""
 
     def scale(self, open_steps: int, busy: Sequence[int]) -> None:
         """So many steps wait or run; agents that have any."""

@@ -29,7 +29,7 @@ from mpsteps._ipc.wire import Failure
 from mpsteps._large_values import SHARE
 from mpsteps._machine import usable_memory
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
-from mpsteps.engines.bus import Broken, Bus, Drain, Event, Joined, Left, Said
+from mpsteps.engines.bus import Broken, Bus, Drain, Event, Joined, Left, Said, Unfit
 from mpsteps.engines.carried import FromNode, ToNode
 from mpsteps.engines.frames import FrameReader, FrameWriter
 from mpsteps.errors import EngineError, InternalError
@@ -38,6 +38,8 @@ OTHERS_SECONDS = 2.0
 """When a node cannot run steps of this run, and there is no other, another one is waited for so long."""
 STOP_SECONDS = 8.0
 """Agents that were told to leave are given up after this; they end by themselves when their connection is closed."""
+AGENT_TRIES = 3
+"""When so many agents of a node in a row have ended without a word of their workers, no other is asked for there."""
 SCALE_SECONDS = 1.0
 """How often it is looked whether more or fewer nodes are wanted."""
 
@@ -45,14 +47,16 @@ logger = logging.getLogger("mpsteps.engine")
 
 
 class _Node:
-    """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones."""
+    """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones; `answered`: its workers have
+    said something."""
 
     def __init__(self, event: Joined, attachments: Attachments, limit: int, folder: str) -> None:
         self.agent = event.agent
-        self.name = event.name
+        self.address = self.name = event.name
         self.size = Node(event.agent, event.slots)
         self.ready = False
         self.draining = False
+        self.answered = False
         self.workers: Dict[int, int] = {}  # its worker -> ours
         self.reader = FrameReader()
         self._writer = FrameWriter()
@@ -118,6 +122,7 @@ class RemoteEngine:
         self._opened = False
         self._stopping = False
         self._cut_off = False  # nobody can be reached any more: agents notice, and end by themselves
+        self._failed: Dict[str, int] = {}  # node's address -> agents in a row that have come to nothing
         self._refused = ""
         self._give_up_at = math.inf  # unless there is another node by then
         self._scale_at = 0.0
@@ -139,6 +144,8 @@ class RemoteEngine:
             self._want(node, local)
 
     def _joined(self, event: Joined) -> None:
+        if self._stopping:
+            return  # when the bus is closed, it ends
         node = _Node(event, self._attachments, int(usable_memory() * SHARE), self._folder)
         self._nodes[event.agent] = node
         first_log = self._first_log + 1_000_000 * event.agent
@@ -301,6 +308,8 @@ class RemoteEngine:
             node = self._nodes.get(event.agent)
             if node is not None:
                 self._lose(node, event.why)
+        elif isinstance(event, Unfit):
+            self._do_without(f"node {event.name} cannot be used: {event.why}")
         elif isinstance(event, Drain):
             node = self._nodes.get(event.agent)
             if node is not None:
@@ -364,6 +373,7 @@ class RemoteEngine:
         if number is None:
             return
         w = self._workers[number]
+        node.answered = True
         replies: List[Message] = []
         for m in messages:
             if m[0] > 0:
@@ -387,10 +397,13 @@ class RemoteEngine:
 
     def _refuse(self, node: _Node, why: str) -> None:
         """A node cannot run steps of this run: do without, if there is another."""
-        self._refused = f"node {node.name} cannot run steps of this run: {why}"
         self._nodes.pop(node.agent)
         node.results.close()
-        logger.warning("%s", self._refused)
+        self._do_without(f"node {node.name} cannot run steps of this run: {why}")
+
+    def _do_without(self, why: str) -> None:
+        self._refused = why
+        logger.warning("%s", why)
         self._give_up_at = time.monotonic() + OTHERS_SECONDS
 
     def _give_up(self, node: _Node, why: str) -> None:
@@ -445,6 +458,17 @@ class RemoteEngine:
             self._forget(number, w)
             self._happened.append(WorkerGone(number, w.pid, None, (), None, 0, ""))
         node.results.close()
+        if not node.draining and not self._stopping:
+            self._replace(node, why)
+
+    def _replace(self, node: _Node, why: str) -> None:
+        """Another agent for a node, if that is still there: its Dask worker may have outlived the agent."""
+        failed = 0 if node.answered else self._failed.get(node.address, 0) + 1
+        self._failed[node.address] = failed
+        if failed < AGENT_TRIES:
+            self._bus.again(node.agent)
+        else:
+            self._do_without(f"node {node.name} cannot be used: {failed} agents in a row have come to nothing ({why})")
 
     def _fates(self, node: _Node, w: _Worker, why: str) -> List[Message]:
         if self._rerun:

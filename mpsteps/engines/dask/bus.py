@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import Any, Callable, Coroutine, Dict, List, Optional, Sequence, Set, Tuple
 
-from mpsteps.engines.bus import Broken, Drain, Event, Joined, Left, Note, Said
+from mpsteps.engines.bus import Broken, Drain, Event, Joined, Left, Note, Said, Unfit
 from mpsteps.engines.choice import Cluster
 from mpsteps.engines.dask.existing import ExistingCluster
 from mpsteps.engines.dask.inside import OPERATION, Pipe, hold, install
@@ -32,6 +32,8 @@ LOOK_SECONDS = (0.05, 1.0)
 """How often it is looked for new Dask workers: while there is none yet, and later."""
 SILENCE_SECONDS = 15.0
 """When there has been no Dask worker for so long, the user is told what is waited for."""
+ATTACH_TRIES = 3
+"""A Dask worker that is there, and on which no agent could be started so many times, is done without."""
 
 
 class _Agent:
@@ -68,7 +70,9 @@ class DaskBus:
         self._client: Any = None
         self._address = ""
         self._agents: Dict[int, _Agent] = {}
-        self._seen: Set[str] = set()
+        self._seen: Set[str] = set()  # addresses that are served, or will not be
+        self._staying: Dict[int, str] = {}  # agents that have left, and their addresses, if another may be had there
+        self._failed: Dict[str, int] = {}  # how often no agent could be started at an address
         self._tasks: Set[asyncio.Future[None]] = set()
         self._last = 0
         self._closing = False
@@ -88,6 +92,10 @@ class DaskBus:
     def post(self, agent: int, data: bytes) -> None:
         """Send bytes to an agent."""
         self._call(self._post, agent, data)
+
+    def again(self, agent: int) -> None:
+        """An agent has left that should not have: if its node is still there, another one is wanted."""
+        self._call(self._again, agent)
 
     def scale(self, open_steps: int, busy: Sequence[int]) -> None:
         """So many steps wait or run, some of them with these agents."""
@@ -224,8 +232,9 @@ class DaskBus:
         except Exception as error:
             if comm is not None:
                 comm.abort()
-            self._say_unfit(agent.address, error)
+            await self._look_why(agent.address, error)
             return
+        self._failed.pop(agent.address, None)
         pipe = agent.pipe = Pipe(comm)
         self._agents[agent.number] = agent
         self._inbox.put(Joined(agent.number, agent.address, slots))
@@ -252,8 +261,9 @@ class DaskBus:
         if not self._closing:
             await asyncio.sleep(NEWS_SECONDS)
         if self._closing or await self._look_for_workers():
+            if self._source.left(agent.name):
+                self._staying[agent.number] = agent.address
             self._inbox.put(Left(agent.number, why))
-            self._source.left(agent.name)
 
     def _start_drain(self, agent: _Agent) -> Optional[asyncio.TimerHandle]:
         seconds = self._source.seconds_until_drain()
@@ -261,14 +271,23 @@ class DaskBus:
             return None
         return asyncio.get_event_loop().call_later(seconds, self._inbox.put, Drain(agent.number))
 
-    def _say_unfit(self, address: str, error: Exception) -> None:
-        if self._closing:
+    async def _look_why(self, address: str, error: Exception) -> None:
+        """No agent could be started: the Dask worker is gone, or it may go better the next time, or it never will."""
+        if isinstance(error, ImportError) or str(error).startswith(("ImportError", "ModuleNotFoundError")):  # Dask's text
+            why = f"mpsteps cannot be imported there ({error}): install the same version as here on all nodes"
+            self._inbox.put(Unfit(address, why))
             return
-        if isinstance(error, ImportError):
-            reason = f"mpsteps cannot be imported there ({error}): install the same version as here on all nodes"
+        await asyncio.sleep(NEWS_SECONDS)
+        if self._closing or not await self._look_for_workers() or address not in self._seen:
+            return
+        self._failed[address] = tries = self._failed.get(address, 0) + 1
+        if tries < ATTACH_TRIES:
+            self._seen.discard(address)
         else:
-            reason = f"{type(error).__name__}: {error}"
-        self._inbox.put(Note(f"Dask worker {address} cannot be used: {reason}"))
+            self._inbox.put(Unfit(address, f"{type(error).__name__}: {error}"))
+
+    def _again(self, number: int) -> None:
+        self._seen.discard(self._staying.pop(number, ""))  # when it is looked for Dask workers next, this one is new
 
     def _post(self, number: int, data: bytes) -> None:
         agent = self._agents.get(number)

@@ -45,8 +45,9 @@ class ExistingCluster:
     def scale(self, open_steps: int, idle: Dict[str, float]) -> None:
         """It is not ours to scale."""
 
-    def left(self, name: str) -> None:
-        """Nor to bring up again."""
+    def left(self, name: str) -> bool:
+        """Whether a node may get another agent: nobody else ends it."""
+        return True
 
     def seconds_until_drain(self) -> Optional[float]:
         """Not known."""

@@ -64,8 +64,9 @@ class LocalNodes:
     def scale(self, open_steps: int, idle: Dict[str, float]) -> None:
         """There are as many as were asked for."""
 
-    def left(self, name: str) -> None:
-        """Its nanny brings it up again, if it has died."""
+    def left(self, name: str) -> bool:
+        """Whether a node may get another agent. If the Dask worker has died, its nanny brings up another one."""
+        return True
 
     def seconds_until_drain(self) -> Optional[float]:
         """They can stay as long as they like."""

@@ -125,11 +125,13 @@ class SlurmJobs:
                 self._asked -= len(names)
                 self._start_task(self._give_back(names))
 
-    def left(self, name: str) -> None:
-        """The job without its agent is of no use: if there is work, another one is asked for."""
+    def left(self, name: str) -> bool:
+        """Whether a node may get another agent. No: its job is given back, and if there is work, another is asked for.
+        """
         if name in self._jobs.workers:
             self._asked -= 1
             self._start_task(self._give_back([name]))
+        return False
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
