@@ -47,8 +47,8 @@ logger = logging.getLogger("mpsteps.engine")
 
 
 class _Node:
-    """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones; `answered`: its workers have
-    said something."""
+    """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones; `answered`: its workers
+    have said something."""
 
     def __init__(self, event: Joined, attachments: Attachments, limit: int, folder: str) -> None:
         self.agent = event.agent

@@ -273,7 +273,8 @@ class DaskBus:
 
     async def _look_why(self, address: str, error: Exception) -> None:
         """No agent could be started: the Dask worker is gone, or it may go better the next time, or it never will."""
-        if isinstance(error, ImportError) or str(error).startswith(("ImportError", "ModuleNotFoundError")):  # Dask's text
+        named = str(error)  # Dask may have made it an Exception whose text names its class
+        if isinstance(error, ImportError) or named.startswith(("ImportError", "ModuleNotFoundError")):
             why = f"mpsteps cannot be imported there ({error}): install the same version as here on all nodes"
             self._inbox.put(Unfit(address, why))
             return
