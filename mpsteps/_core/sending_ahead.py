@@ -17,6 +17,9 @@ from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
 from mpsteps._core.steps import PLAIN, Cause
 
+NEARER = 0.25
+"""A prerequisite in the lane itself is worth so much of a step: more, and lanes of layers become unequal."""
+
 
 class _Sent(NamedTuple):
     """What is about to be sent to one worker, as in a `Dispatch`."""
@@ -150,7 +153,7 @@ class SendingAhead:
         for worker, count in mine.items():
             work = lanes[worker].expected
             start = max(work, but_one if worker == its else last)
-            cost = (start - count * expected, work, worker)
+            cost = (start - count * expected * NEARER, work, worker)
             if cost < least:
                 least, starts = cost, start
         other = self._emptiest or self._find_emptiest()
