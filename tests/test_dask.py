@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -26,9 +24,10 @@ pytest.importorskip("distributed", reason='clusters need Dask: pip install "mpst
 pytest.importorskip("cryptography", reason='clusters need certificates: pip install "mpsteps[dask]"')
 
 from dask_cluster import CAN_HIDE, DaskCluster
+from dask_runs import Slow, SlowAgain, insert_and_run, meanwhile, statuses, wait_for_text, warnings_in
 from engine_driver import alive
 from engine_steps import SECONDS, wait_for_file
-from protocols import Custom, notes, wait_until
+from protocols import notes, wait_until
 
 from mpsteps import STATUS_FINISHED, Cluster, EngineError, StepLost, StepPool, UsageError
 
@@ -52,16 +51,6 @@ def own(tmp_path: Path) -> Iterator[DaskCluster]:
     cluster = DaskCluster(tmp_path / "cluster")
     yield cluster
     cluster.close()
-
-
-def insert_and_run(tmp_path: Path, insert: Any, engine: Any, cls: Any = Custom, **options: Any) -> Any:
-    protocol = cls(insert, workingDir=str(tmp_path / "run"), notes=str(tmp_path / "notes"))
-    protocol.run(engine=engine, **options)
-    return protocol
-
-
-def statuses(protocol: Any) -> List[str]:
-    return [s.getStatus() for s in protocol.getSteps()]
 
 
 # --------------------------------------------------------------------------------------------- clusters that we start
@@ -279,7 +268,7 @@ def test_a_node_with_another_mpsteps_or_python_is_not_used(
 
 @pytest.mark.skipif(not CAN_HIDE, reason="only root can hide a directory from one process (unshare -m)")
 def test_a_node_that_does_not_see_the_run_directory_is_done_without(
-    own: DaskCluster, tmp_path: Path, monkeypatch: Any, caplog: Any
+    own: DaskCluster, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """For real: on one node something else is mounted there. The other one runs everything."""
     monkeypatch.setattr("mpsteps.engines.about.SEE_SECONDS", 0.2)
@@ -289,39 +278,12 @@ def test_a_node_that_does_not_see_the_run_directory_is_done_without(
 
     def insert(self: Any) -> None:
         for i in range(2):
-            self._insertFunctionStep(wait_for_text, caplog_file, "cannot run steps", prerequisites=[i] if i else [])
+            log, before = str(tmp_path / "log"), [i] if i else []
+            self._insertFunctionStep(wait_for_text, log, "cannot run steps", prerequisites=before)
 
-    caplog_file = str(tmp_path / "log")
-    handler = logging.FileHandler(caplog_file)
-    logging.getLogger("mpsteps.engine").addHandler(handler)
-    try:
+    with warnings_in(tmp_path / "log"):
         protocol = insert_and_run(tmp_path, insert, own.address)
-    finally:
-        logging.getLogger("mpsteps.engine").removeHandler(handler)
-        handler.close()
     assert protocol.isFinished(), protocol.getErrorMessage()
-
-
-def wait_for_text(path: str, text: str) -> None:
-    from protocols import wait_until
-
-    wait_until(lambda: text in Path(path).read_text(), f"for {text!r}")
-
-
-class Slow(Custom):
-    """Steps that say that they run, and wait."""
-
-    def slow(self, folder: str, name: str, release: str) -> None:
-        """Ends at once when it is run for the second time."""
-        again = os.path.exists(os.path.join(folder, name))
-        self.note(name)
-        Path(folder, name).touch()
-        if not again:
-            wait_for_file(release)
-
-
-class SlowAgain(Slow):
-    rerunOnLoss = True
 
 
 def run_and_kill(cluster: DaskCluster, tmp_path: Path, cls: Any, kill: Any, **options: Any) -> Any:
@@ -340,12 +302,8 @@ def run_and_kill(cluster: DaskCluster, tmp_path: Path, cls: Any, kill: Any, **op
             wait_for_file(folder / name)
         kill()
 
-    thread = threading.Thread(target=break_it)
-    thread.start()
-    try:
+    with meanwhile(break_it):
         return insert_and_run(tmp_path, insert, cluster.address, cls, **options)
-    finally:
-        thread.join()
 
 
 def test_a_node_that_is_lost_costs_the_steps_that_were_there_and_no_others(own: DaskCluster, tmp_path: Path) -> None:
@@ -457,13 +415,8 @@ def test_a_node_that_is_asked_to_leave_is_drained(own: DaskCluster, tmp_path: Pa
         wait_until(lambda: "about to leave" in (tmp_path / "log").read_text())
         (tmp_path / "go").touch()
 
-    handler = logging.FileHandler(tmp_path / "log")
-    logging.getLogger("mpsteps.engine").addHandler(handler)
-    try:
+    with warnings_in(tmp_path / "log"):
         protocol = run_and_kill(own, tmp_path, Slow, drain)
-    finally:
-        logging.getLogger("mpsteps.engine").removeHandler(handler)
-        handler.close()
     assert protocol.isFinished(), protocol.getErrorMessage()
     assert sorted(notes(tmp_path / "notes")) == ["a", "b", "c", "d"]
 

@@ -33,6 +33,7 @@ class LocalNodes:
         self._folder = folder
         self._scheduler: Any = None
         self._processes: List[subprocess.Popen[bytes]] = []
+        self._folders: List[str] = []  # of the processes; one that is killed does not remove its own
         self._started = time.monotonic()
 
     async def open(self) -> Tuple[str, Security]:
@@ -49,7 +50,8 @@ class LocalNodes:
             "security": {k: v for k, v in security.get_tls_config_for_role("worker").items() if isinstance(v, str)},
         }  # fmt: skip
         for number in range(self._cluster.workers or 1):
-            self._processes.append(_start_node({**config, "name": f"node-{number + 1}"}))
+            self._folders.append(tempfile.mkdtemp(prefix="mpsteps-dask-"))
+            self._processes.append(_start_node({**config, "name": f"node-{number + 1}", "folder": self._folders[-1]}))
         return self._scheduler.address, security
 
     def check(self, any_seen: bool) -> Optional[str]:
@@ -76,6 +78,8 @@ class LocalNodes:
         """End the processes, then the scheduler."""
         for process in self._processes:
             _end_node(process)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
         if self._scheduler is not None:
             await self._scheduler.close()
 
@@ -108,7 +112,7 @@ def node_main() -> NoReturn:
     """A process with a nanny and its Dask worker. It ends, with all that is in its session, when standard input does:
     that is, at the latest with the coordinator."""
     config = json.loads(sys.stdin.buffer.readline())
-    folder = tempfile.mkdtemp(prefix="mpsteps-dask-")
+    folder = config.pop("folder")
 
     def end_with_parent() -> None:
         while sys.stdin.buffer.read(1024):
