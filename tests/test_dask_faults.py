@@ -17,7 +17,7 @@ pytest.importorskip("distributed", reason='clusters need Dask: pip install "mpst
 pytest.importorskip("cryptography", reason='clusters need certificates: pip install "mpsteps[dask]"')
 
 from dask_cluster import DaskCluster
-from dask_runs import Slow, SlowAgain, insert_and_run, meanwhile, statuses
+from dask_runs import Slow, SlowAgain, insert_and_run, meanwhile, statuses, warnings_in
 from engine_driver import alive
 from engine_steps import wait_for_file
 from island import Island, why_no_island
@@ -107,9 +107,11 @@ class Placed(Patient):
 def test_a_node_that_is_cut_off_costs_its_steps_ends_by_itself_and_may_come_back(
     divided: DaskCluster, island: Island, tmp_path: Path
 ) -> None:
-    """After the time-out, on both sides of the cut. Nothing runs twice; the other node goes on; a Dask worker that is
-    started on the island after that is used again, in the same run: two steps meet."""
+    """First there, then here: when its steps are given up, and might be run again, they run no more. Nothing runs
+    twice; the other node goes on; a Dask worker that is started on the island after that is used again, in the same
+    run: two steps meet."""
     (tmp_path / "where").mkdir()
+    log = tmp_path / "log"
 
     def insert(self: Any) -> None:
         for name in "ab":
@@ -125,7 +127,9 @@ def test_a_node_that_is_cut_off_costs_its_steps_ends_by_itself_and_may_come_back
             assert there, "an agent, a zygote, a worker"
             island.cut()
             within_patience(lambda: not any(map(alive, there)), "for the end of what is on the island")
-            divided.workers[0].kill()  # Dask gives it up somewhat later
+            assert "was lost" not in log.read_text()
+            divided.workers[0].kill()  # its scheduler is given up somewhat later
+            within_patience(lambda: "was lost" in log.read_text(), "for the end of the time-out")
             island.join()
             divided.add(1, inside=island.command, host=island.there)
             within_patience(lambda: len(notes(tmp_path / "notes")) == 3, "for a step on the node that came back")
@@ -133,7 +137,7 @@ def test_a_node_that_is_cut_off_costs_its_steps_ends_by_itself_and_may_come_back
             for name in "ab":
                 (tmp_path / f"go-{name}").touch()
 
-    with meanwhile(cut):
+    with warnings_in(log), meanwhile(cut):
         protocol = insert_and_run(tmp_path, insert, divided.address, Placed)
     lost = on_island(tmp_path)
     other = "ab".replace(lost, "")

@@ -14,7 +14,7 @@ from mpsteps.engines.bus import Broken, Drain, Event, Joined, Left, Note, Said, 
 from mpsteps.engines.choice import Cluster
 from mpsteps.engines.dask.existing import ExistingCluster
 from mpsteps.engines.dask.inside import OPERATION, Pipe, hold, install
-from mpsteps.engines.dask.library import CommClosedError, Security, connect, distributed, silence
+from mpsteps.engines.dask.library import CommClosedError, Security, connect, distributed, silence, tcp_seconds
 from mpsteps.engines.dask.local import LocalNodes
 from mpsteps.engines.dask.slurm import SlurmJobs
 from mpsteps.engines.frames import PIECE
@@ -32,6 +32,10 @@ LOOK_SECONDS = (0.05, 1.0)
 """How often it is looked for new Dask workers: while there is none yet, and later."""
 SILENCE_SECONDS = 15.0
 """When there has been no Dask worker for so long, the user is told what is waited for."""
+SILENCE_SHARE = 0.5
+"""An agent that hears nothing from here for this share of Dask's time-out for connections ends what runs there. It must
+have done so when that time is up for us, since then its steps may be run again: ours counts from the last that we have
+heard, which with Dask's settings is at most a third of it before a cut."""
 ATTACH_TRIES = 3
 """A Dask worker that is there, and on which no agent could be started so many times, is done without."""
 
@@ -228,7 +232,8 @@ class DaskBus:
             agent.name = told[agent.address]["name"]
             comm = await connect(agent.address, timeout=CONNECT_SECONDS, **self._client.connection_args)
             token = uuid.uuid4().hex
-            await comm.write({"op": OPERATION, "reply": False, "token": token})
+            silence = SILENCE_SHARE * tcp_seconds()
+            await comm.write({"op": OPERATION, "reply": False, "token": token, "silence": silence})
         except Exception as error:
             if comm is not None:
                 comm.abort()
