@@ -37,7 +37,11 @@ SILENCE_SHARE = 0.5
 have done so when that time is up for us, since then its steps may be run again: ours counts from the last that we have
 heard, which with Dask's settings is at most a third of it before a cut."""
 ATTACH_TRIES = 3
-"""A Dask worker that is there, and on which no agent could be started so many times, is done without."""
+"""A Dask worker that is there, and on which no agent could be started so many times, is done without ..."""
+UNFIT_SECONDS = 300.0
+"""... for so long: it may have been the network between it and this machine."""
+CLOSE_SECONDS = 30.0
+"""What was started may take so long to be ended: commands of batch systems may hang."""
 
 
 class _Agent:
@@ -51,6 +55,7 @@ class _Agent:
         self.out: List[bytes] = []
         self.more: asyncio.Event = asyncio.Event()
         self.idle_since = 0.0
+        self.dropped = False
 
 
 class DaskBus:
@@ -100,6 +105,10 @@ class DaskBus:
     def again(self, agent: int) -> None:
         """An agent has left that should not have: if its node is still there, another one is wanted."""
         self._call(self._again, agent)
+
+    def drop(self, agent: int) -> None:
+        """Nothing more is wanted of an agent: end it."""
+        self._call(self._drop, agent)
 
     def scale(self, open_steps: int, busy: Sequence[int]) -> None:
         """So many steps wait or run, some of them with these agents."""
@@ -178,7 +187,7 @@ class DaskBus:
             elif silent_since is not None and silent_since + SILENCE_SECONDS < time.monotonic():
                 silent_since = None
                 self._inbox.put(Note(f"{self._description()}: still waiting for a Dask worker"))
-            why = self._source.check(bool(self._seen))
+            why = self._source.check(bool(self._tasks))
             if why is not None:
                 self._break(why)
                 return
@@ -262,6 +271,8 @@ class DaskBus:
             comm.abort()
             holding.release()
             self._agents.pop(agent.number, None)
+        if agent.dropped:
+            return
         # A Dask worker that is gone may be the first sign that the scheduler is: then that is told.
         if not self._closing:
             await asyncio.sleep(NEWS_SECONDS)
@@ -291,9 +302,16 @@ class DaskBus:
             self._seen.discard(address)
         else:
             self._inbox.put(Unfit(address, f"{type(error).__name__}: {error}"))
+            asyncio.get_event_loop().call_later(UNFIT_SECONDS, self._seen.discard, address)
 
     def _again(self, number: int) -> None:
         self._seen.discard(self._staying.pop(number, ""))  # when it is looked for Dask workers next, this one is new
+
+    def _drop(self, number: int) -> None:
+        agent = self._agents.get(number)
+        if agent is not None:
+            agent.dropped = True
+            agent.pipe.abort()
 
     def _post(self, number: int, data: bytes) -> None:
         agent = self._agents.get(number)
@@ -320,7 +338,10 @@ class DaskBus:
                 await asyncio.wait_for(self._client.close(), 2 * NEWS_SECONDS if self._broken else ALIVE_SECONDS)
             except (OSError, asyncio.TimeoutError):
                 pass  # the scheduler is gone
-        await self._source.close()
+        try:
+            await asyncio.wait_for(self._source.close(), CLOSE_SECONDS)
+        except asyncio.TimeoutError:
+            self._inbox.put(Note(f"{self._description()} could not be ended in {CLOSE_SECONDS:g} s: look after them"))
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         if rest:  # connections of Dask's that are just closing; were they cancelled, each would say so
             await asyncio.wait(rest, timeout=REST_SECONDS)

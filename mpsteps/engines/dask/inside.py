@@ -51,6 +51,10 @@ class Pipe:
             pass  # as it says above
         return True
 
+    def abort(self) -> None:
+        """End the connection."""
+        self._comm.abort()
+
     def watch_for_silence(self, seconds: float) -> Callable[[], bool]:
         """Whether nothing has come from the other machine for so long, not even what kernels say to each other: it is
         asked now and then whether it is there, whatever the processes do meanwhile. (Never, where that is not known.)
@@ -99,7 +103,7 @@ async def attach(comm: Any, token: str, silence: float, worker: Any) -> Any:
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     pipe = Pipe(comm)
-    watching = asyncio.ensure_future(_watch(worker, process, pipe.watch_for_silence(silence), comm))
+    watching = asyncio.ensure_future(_watch(worker, process, pipe, silence))
     try:
         tasks = [asyncio.ensure_future(_carry_in(pipe, writer)), asyncio.ensure_future(_carry_out(reader, pipe))]
         _done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -108,7 +112,7 @@ async def attach(comm: Any, token: str, silence: float, worker: Any) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         watching.cancel()
-        writer.close()
+        writer.transport.abort()  # what an agent that does not read has not read would keep it from ending
         comm.abort()
         _ended.add(token)
         _held.setdefault(token, threading.Event()).set()
@@ -138,16 +142,17 @@ def _end_agent(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-async def _watch(worker: Any, process: subprocess.Popen[bytes], is_silent: Callable[[], bool], comm: Any) -> None:
+async def _watch(worker: Any, process: subprocess.Popen[bytes], pipe: Pipe, silence: float) -> None:
     """When the Dask worker begins to close (it was retired, or its lifetime is over), the agent begins to drain. When
     the network is cut, the connection is: what runs here must have ended when the coordinator gives this node up."""
+    is_silent = pipe.watch_for_silence(silence)
     told = False
     while not is_silent():
         if not told and worker.status in _LEAVING:
             told = True
             process.send_signal(signal.SIGTERM)
         await asyncio.sleep(STATUS_SECONDS)
-    comm.abort()
+    pipe.abort()
 
 
 _LEAVING = (Status.closing, Status.closing_gracefully, Status.closed)

@@ -108,7 +108,7 @@ class SlurmJobs:
         """Steps that one job runs at a time."""
         return int(self._cluster.cores or self._configured("cores") or 1)
 
-    def check(self, any_seen: bool) -> Optional[str]:
+    def check(self, any_used: bool) -> Optional[str]:
         """Slurm's queue may be long."""
         return None
 
