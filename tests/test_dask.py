@@ -226,6 +226,36 @@ def test_numbers_of_a_cluster_that_make_no_sense_are_refused(options: Any, what:
         engine_of(Cluster("dask", walltime="01:00:00"))
 
 
+def test_a_job_that_is_left_for_two_reasons_counts_once(monkeypatch: Any) -> None:
+    """It was idle, so it is given back; then its agent leaves. Else a job that is at work would be cancelled."""
+    from mpsteps.engines.dask.slurm import SlurmJobs
+
+    class Jobs:
+        workers = {"job-1": None, "job-2": None}
+        asked: List[Any] = []
+
+        def scale(self, n: int) -> None:
+            self.asked.append(n)
+
+        async def scale_down(self, names: List[str]) -> None:
+            self.asked.append(names)
+
+        def __await__(self) -> Any:
+            return iter(())
+
+    async def story() -> None:
+        source = SlurmJobs(Cluster("slurm", workers=2, cores=1, memory="1 GB"), "", "")
+        source._jobs, source._asked = Jobs(), 2
+        source.scale(1, {"job-1": float("-inf"), "job-2": float("-inf")})
+        assert source.left("job-1") is False
+        source.scale(1, {"job-1": float("-inf"), "job-2": float("-inf")})
+        source.scale(2, {})
+        await asyncio.gather(*source._tasks)
+
+    asyncio.run(story())
+    assert Jobs.asked == [["job-1"], 2]
+
+
 # ------------------------------------------------------------------------------------------------------ what may break
 
 
