@@ -14,8 +14,9 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mpsteps._announcer import check_graph, ordered
 from mpsteps._begun import Occasion, session_name
+from mpsteps._cards import cards_here
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.nodes import NodeSlots
+from mpsteps._core.nodes import NodeSlots, named_cards
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
@@ -188,8 +189,11 @@ class _Session:
 
     def _make_work(self, engine: Engine) -> ProtocolRun:
         by_value = self.engine_name != "inline"
-        cards = self.protocol.getGpuList() if self.protocol.usesGpu() else []
-        groups = gpu_groups(cards, self.workers)
+        cards = self._cards()
+        if self.cluster is None:
+            groups = dict(enumerate(gpu_groups(cards, self.workers)))
+        else:  # each node has its own, and what is held there are numbers of cards
+            groups = {card: (card,) for card in cards}
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
@@ -198,12 +202,20 @@ class _Session:
         if self.cluster is None:
             slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         else:
-            slots = NodeSlots(range(len(groups)))
+            names = cards_here(cards)
+            slots = NodeSlots(named_cards(self._share_cards([card for card in cards if card in names], 1), names))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
+
+    def _cards(self) -> List[int]:
+        return self.protocol.getGpuList() if self.protocol.usesGpu() else []
+
+    def _share_cards(self, cards: Sequence[int], slots: int) -> List[Tuple[int, ...]]:
+        """As on one machine, which is what all nodes of engine 'dask' are on."""
+        return gpu_groups(cards, self.workers if self.engine_name == "dask" else slots)
 
     def _learned(self) -> Dict[str, int]:
         """Bytes for each step of a function, where as many of them as there are workers would not fit in memory."""
@@ -247,10 +259,10 @@ class _Session:
         from mpsteps.engines.dask.bus import DaskBus
         from mpsteps.engines.remote import RemoteEngine
 
-        with about_run(self.directory, ("mpsteps.protocol",)) as about:
+        with about_run(self.directory, ("mpsteps.protocol",), self._cards()) as about:
             engine = RemoteEngine(
                 DaskBus(cluster, self.directory.tmp, self.directory.logs), self._setup, about, self.directory.tmp,
-                bool(self.protocol.rerunOnLoss),
+                bool(self.protocol.rerunOnLoss), self._share_cards,
             )  # fmt: skip
             engine.open_steps = lambda: self._coordinator.scheduler.open_steps
             try:
@@ -329,6 +341,7 @@ class _Session:
             "mpsteps": sys.modules["mpsteps"].__version__,  # which stands above this module, and is always loaded
             "platform": " ".join(platform.uname()[i] for i in (0, 2, 4)),
             **self._work.resources(),
+            **({} if self.cluster is None else {"gpus": 0}),  # what nodes have is not told to who looks at the run
         }
 
     # ---------------------------------------------------------------------- the loop

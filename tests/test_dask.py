@@ -167,6 +167,49 @@ def test_a_step_of_several_cpus_has_them_on_one_node(shared: DaskCluster, tmp_pa
         assert len(set(parents)) == 2, "they met, so one was on the node with one slot"
 
 
+def test_each_node_has_the_cards_that_it_says_it_has(own: DaskCluster, tmp_path: Path) -> None:
+    """Three machines, as it were: one card, two, none. Three steps have a card each at the same time, though two of
+    these are called 0; all the others take turns."""
+    for visible in ("0", "5,6", ""):
+        own.add(2, environment={"CUDA_VISIBLE_DEVICES": visible})
+    with StepPool(engine=own.address, gpus=[0, 1]) as pool:
+        meeting = [pool.submit_step(card_and_meet, str(tmp_path / "m"), 3, gpus=1) for _ in range(3)]
+        assert sorted(f.result(SECONDS) for f in meeting) == [("0", [0]), ("5,6", [0]), ("5,6", [1])]
+        both = pool.submit_step(card_and_meet, str(tmp_path / "n"), 1, gpus=2)
+        assert both.result(SECONDS) == ("5,6", [0, 1])
+
+
+def test_nodes_on_one_machine_share_its_cards(own: DaskCluster, tmp_path: Path) -> None:
+    """Two Dask workers that both see the one card: one step at a time."""
+    for _ in range(2):
+        own.add(1, environment={"CUDA_VISIBLE_DEVICES": "3"})
+    with StepPool(engine=own.address, gpus=[0]) as pool:
+        wait_for_both = [pool.submit(touch_and_meet, str(tmp_path / "m"), 2) for _ in range(2)]
+        assert len({f.result(SECONDS)[0] for f in wait_for_both}) == 2
+        alone = [pool.submit_step(hold_alone, str(tmp_path / "held"), gpus=1) for _ in range(6)]
+        assert {tuple(f.result(SECONDS)) for f in alone} == {(0,)}
+
+
+def card_and_meet(folder: str, count: int) -> Any:
+    from protocols import meet
+
+    from mpsteps import _context
+
+    cards = _context.current().getGpuList()
+    meet(folder, os.getpid(), count)
+    return os.environ["CUDA_VISIBLE_DEVICES"], cards
+
+
+def hold_alone(path: str) -> Any:
+    """Fails if anybody else is at it."""
+    from mpsteps import _context
+
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.02)
+    os.unlink(path)
+    return _context.current().getGpuList()
+
+
 def touch_and_meet(folder: str, count: int) -> Any:
     from protocols import meet
 

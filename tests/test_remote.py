@@ -58,7 +58,7 @@ class Held:
 
     def __init__(self, rerun: bool = False) -> None:
         self.bus = HeldBus()
-        self.engine = RemoteEngine(self.bus, lambda worker: {}, {}, rerun_on_loss=rerun)
+        self.engine = RemoteEngine(self.bus, lambda worker: {}, {"cards": (0, 1)}, rerun_on_loss=rerun)
         self.engine.prepare()
         self.engine.start()
 
@@ -66,9 +66,9 @@ class Held:
         found: List[Happening] = []
         while True:
             new = self.engine.wait(0.0)
-            if not new and self.bus.inbox.empty():
-                return found
             found += new
+            if (not new and self.bus.inbox.empty()) or any(isinstance(h, EngineFailed) for h in new):
+                return found
 
     def bring_up(self, agent: int, slots: int = 1) -> List[int]:
         """A node whose workers are ready; their numbers."""
@@ -228,6 +228,35 @@ def test_a_node_is_asked_for_agents_until_three_have_come_to_nothing(held: Any, 
     assert h.bus.wanted == [("again", 1), ("again", 11)]
     assert len(failed) == 1
     assert "3 agents in a row have come to nothing (it died)" in failed[0].reason
+
+
+def test_cards_come_with_their_node(held: Any) -> None:
+    h = held()
+    h.bus.join(1)
+    h.bus.say(1, "ready", {**READY, "cards": {1: "there/7"}})
+    h.bus.say(1, "want", 1)
+    h.bus.say(1, "up", 1, 1001)
+    (up,) = h.happened()
+    assert up.node.cards == (((1,), ("there/7",)),)
+
+
+def test_steps_that_wait_for_cards_which_no_node_has_end_the_run(held: Any, monkeypatch: Any, caplog: Any) -> None:
+    """But not while others run, nor where a node has one."""
+    monkeypatch.setattr("mpsteps.engines.nodes.CARD_SECONDS", 0.0)
+    monkeypatch.setattr("mpsteps.engines.remote.SCALE_SECONDS", 0.0)
+    h = held()
+    (worker,) = h.bring_up(1)
+    assert "none of the run's graphics cards" in caplog.text
+    h.engine.open_steps = lambda: 2
+    (failed,) = [e for e in h.happened() if isinstance(e, EngineFailed)]
+    assert "2 steps need graphics cards, and no node has any of [0, 1]" in failed.reason
+    h.send(worker, 5)
+    assert h.happened() == []
+    h.bus.join(2)
+    h.bus.say(2, "ready", {**READY, "cards": {0: "there/0"}})
+    assert h.happened() == []
+    h.bus.say(1, "replies", 1, [(5, 0.1, 0.1, None)], 0)
+    assert not [e for e in h.happened() + h.happened() if isinstance(e, EngineFailed)]
 
 
 def test_a_worker_that_waits_on_a_node_that_is_lost_before_the_start_is_none(held: Any) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from mpsteps._core.nodes import named_cards
 from mpsteps._core.steps import Node
 from mpsteps._ipc import wire
 from mpsteps._ipc.blocks import Attachments
@@ -28,6 +29,8 @@ OTHERS_SECONDS = 2.0
 """When a node cannot run steps of this run, and there is no other, another one is waited for so long."""
 READY_SECONDS = 120.0
 """An agent that has not said by then whether it can run steps (a file system hangs, say) is done without."""
+CARD_SECONDS = 60.0
+"""When steps wait for cards and no node has any, another node is waited for so long."""
 AGAIN_SECONDS = 60.0
 """A node that was drained, and is still there so long after, may be used again."""
 AGENT_TRIES = 3
@@ -37,15 +40,24 @@ LOSS_TRIES = 3
 
 logger = logging.getLogger("mpsteps.engine")
 
+ShareCards = Callable[[Sequence[int], int], Sequence[Tuple[int, ...]]]
+"""From the cards of a node, and how many steps it runs at a time, to the groups that one step gets together."""
+
+
+def one_each(cards: Sequence[int], _slots: int) -> Sequence[Tuple[int, ...]]:
+    """No groups."""
+    return [(card,) for card in cards]
+
 
 class RemoteNode:
     """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones; `answered`: its workers
-    have said something."""
+    have said something; `has_cards`: of those that the run names, if it names any."""
 
     def __init__(self, event: Joined, attachments: Attachments, folder: str) -> None:
         self.agent = event.agent
         self.address = self.name = event.name
         self.size = Node(event.agent, event.slots)
+        self.has_cards = True
         self.joined = time.monotonic()
         self.ready = False
         self.draining = False
@@ -90,8 +102,10 @@ class Nodes:
 
     def __init__(
         self, bus: Bus, setup: Callable[[int], Dict[str, Any]], about: Dict[str, Any], folder: str,
-        rerun_on_loss: bool,
+        rerun_on_loss: bool, share_cards: ShareCards,
     ) -> None:  # fmt: skip
+        self._share_cards = share_cards
+        self._no_cards_since = math.inf
         self._bus = bus
         self._setup = setup
         self._about = about
@@ -134,7 +148,13 @@ class Nodes:
         """Steps of this run can run there."""
         node.ready = True
         node.name = f"{told['host']} ({node.name})"
-        node.size = node.size._replace(memory=told["memory"])
+        names: Dict[int, str] = told["cards"]
+        there = [card for card in self._about.get("cards", ()) if card in names]
+        cards = named_cards(self._share_cards(there, node.size.cpus), names)
+        node.size = node.size._replace(memory=told["memory"], cards=cards)
+        if self._about.get("cards") and not cards:
+            node.has_cards = False
+            logger.warning("node %s has none of the run's graphics cards: steps that need one run elsewhere", node.name)
 
     def want(self, node: RemoteNode, local: int) -> None:
         """A worker there waits to be set up."""
@@ -214,8 +234,17 @@ class Nodes:
         self._failed[node.address] = AGENT_TRIES
         self.drain(node)
 
-    def look(self, now: float) -> None:
-        """Whether the time for something is up."""
+    def look(self, now: float, open_steps: int) -> None:
+        """Whether the time for something is up. `open_steps`: so many wait or run."""
+        if self._nobody_can(open_steps):
+            self._no_cards_since = min(self._no_cards_since, now)
+            if self._no_cards_since + CARD_SECONDS <= now:
+                self.happened.append(EngineFailed(
+                    f"{open_steps} steps need graphics cards, and no node has any of {list(self._about['cards'])}: "
+                    "look at CUDA_VISIBLE_DEVICES and /dev/nvidia* there"
+                ))  # fmt: skip
+        else:
+            self._no_cards_since = math.inf
         for node in [n for n in self.by_agent.values() if not n.ready and n.joined + READY_SECONDS <= now]:
             self.refuse(node, f"its agent has not answered for {READY_SECONDS:g} s")
         while self._drained and self._drained[0][0] <= now:
@@ -224,6 +253,14 @@ class Nodes:
             self.give_up_at = math.inf
             if all(node.draining for node in self.by_agent.values()):
                 self.happened.append(EngineFailed(self._refused))
+
+    def _nobody_can(self, open_steps: int) -> bool:
+        """Whether all workers are there and have nothing to do, though steps wait: then these need cards."""
+        nodes, workers = self.by_agent.values(), self.workers.values()
+        return (
+            open_steps > 0 and bool(workers) and not any(n.has_cards or not n.workers for n in nodes)
+            and all(w.pid and not w.in_lane for w in workers)
+        )  # fmt: skip
 
     # ----------------------------------------------------------------------------- lost
 

@@ -24,7 +24,7 @@ from mpsteps._ipc.bell import LONGEST_SLEEP
 from mpsteps._ipc.wire import Failure
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.bus import Broken, Bus, Drain, Event, Joined, Left, Said, Unfit
-from mpsteps.engines.nodes import Nodes, RemoteNode, RemoteWorker
+from mpsteps.engines.nodes import Nodes, RemoteNode, RemoteWorker, ShareCards, one_each
 from mpsteps.errors import EngineError, InternalError
 
 STOP_SECONDS = 8.0
@@ -47,10 +47,10 @@ class RemoteEngine:
 
     def __init__(
         self, bus: Bus, setup: Callable[[int], Dict[str, Any]], about: Dict[str, Any], folder: str = "",
-        rerun_on_loss: bool = False,
+        rerun_on_loss: bool = False, share_cards: ShareCards = one_each,
     ) -> None:  # fmt: skip
         self._bus = bus
-        self._nodes = Nodes(bus, setup, about, folder, rerun_on_loss)
+        self._nodes = Nodes(bus, setup, about, folder, rerun_on_loss, share_cards)
         self.open_steps: Callable[[], int] = lambda: 0
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._opened = False
@@ -175,7 +175,7 @@ class RemoteEngine:
             self._look_at = now + SCALE_SECONDS
             busy = {w.node.agent for w in nodes.workers.values() if w.in_lane}
             self._bus.scale(self.open_steps(), sorted(busy))
-            nodes.look(now)
+            nodes.look(now, self.open_steps())
         end = min(now + (LONGEST_SLEEP if timeout is None else min(timeout, LONGEST_SLEEP)), nodes.give_up_at)
         try:
             event = self._inbox.get(timeout=0.0 if nodes.happened else max(0.0, end - time.monotonic()))
@@ -185,7 +185,7 @@ class RemoteEngine:
         except queue.Empty:
             pass  # the time is up, or all is heard
         if nodes.give_up_at <= time.monotonic():
-            nodes.look(time.monotonic())
+            nodes.look(time.monotonic(), self.open_steps())
         self._flush()
         return self._take_happened()
 
