@@ -466,6 +466,24 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_resume_continues_it_here(own:
     assert len(again._report.in_doubt) == 2
 
 
+def test_a_scheduler_that_is_busy_for_a_while_is_not_gone(own: DaskCluster, monkeypatch: Any) -> None:
+    """It is stopped; steps go on meanwhile. If it stays so, the run ends."""
+    monkeypatch.setattr("mpsteps.engines.dask.bus.ALIVE_SECONDS", 0.1)
+    own.add(1)
+    with StepPool(engine=own.address) as pool:
+        bus = pool._work._coordinator.engine._bus  # type: ignore[attr-defined]
+        assert pool.submit(abs, -1).result(SECONDS) == 1
+        own.scheduler.send_signal(signal.SIGSTOP)
+        wait_until(lambda: bus._silent_since is not None, "for a look that has no answer")
+        assert pool.submit(abs, -2).result(SECONDS) == 2
+        own.scheduler.send_signal(signal.SIGCONT)
+        wait_until(lambda: bus._silent_since is None, "for an answer")
+        monkeypatch.setattr("mpsteps.engines.dask.bus.GONE_SECONDS", 0.2)
+        own.scheduler.send_signal(signal.SIGSTOP)
+        assert "is gone (TimeoutError)" in str(pool.submit(time.sleep, SECONDS).exception(SECONDS))
+        own.scheduler.send_signal(signal.SIGCONT)
+
+
 def test_a_cluster_that_goes_when_nothing_runs_sees_that_steps_do(tmp_path: Path) -> None:
     """A scheduler with an idle time-out, and no task of Dask's but the one by which its worker is held."""
     (tmp_path / "cluster").mkdir()

@@ -23,7 +23,9 @@ from mpsteps.errors import EngineError, MpstepsError
 CONNECT_SECONDS = 10.0
 """A scheduler that does not answer in this time is not there."""
 ALIVE_SECONDS = 5.0
-"""... and one that is spoken to already, in this."""
+"""... and one that is spoken to already should, in this ..."""
+GONE_SECONDS = 30.0
+"""... but may be busy with other people's tasks for so long before it is taken for gone."""
 NEWS_SECONDS = 0.1
 """... and the connection to one that has died is closed after this at the latest, on any network that is up."""
 REST_SECONDS = 0.5
@@ -84,6 +86,7 @@ class DaskBus:
         self._failed: Dict[str, int] = {}  # how often no agent could be started at an address
         self._tasks: Set[asyncio.Future[None]] = set()
         self._last = 0
+        self._silent_since: Optional[float] = None  # the scheduler has not answered since then
         self._closing = False
         self._broken = False
 
@@ -206,9 +209,17 @@ class DaskBus:
             if self._client.status != "running":
                 raise CommClosedError("the connection was closed")
             found = await asyncio.wait_for(self._client.scheduler.ncores(), ALIVE_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
+        except asyncio.TimeoutError as error:
+            now = time.monotonic()
+            self._silent_since = now if self._silent_since is None else self._silent_since
+            if self._silent_since + GONE_SECONDS > now + ALIVE_SECONDS:
+                return True
             self._say_scheduler_gone(error)
             return False
+        except OSError as error:
+            self._say_scheduler_gone(error)
+            return False
+        self._silent_since = None
         for address, slots in found.items():
             if address not in self._seen:
                 self._seen.add(address)
