@@ -14,7 +14,16 @@ from mpsteps.engines.bus import Broken, Drain, Event, Joined, Left, Note, Said, 
 from mpsteps.engines.choice import Cluster
 from mpsteps.engines.dask.existing import ExistingCluster
 from mpsteps.engines.dask.inside import OPERATION, Pipe, hold, install
-from mpsteps.engines.dask.library import CommClosedError, Security, connect, distributed, silence, tcp_seconds
+from mpsteps.engines.dask.library import (
+    NO_NEWS,
+    CommClosedError,
+    Security,
+    connect,
+    dask,
+    distributed,
+    silence,
+    tcp_seconds,
+)
 from mpsteps.engines.dask.local import LocalNodes
 from mpsteps.engines.dask.slurm import SlurmJobs
 from mpsteps.engines.frames import PIECE
@@ -174,9 +183,11 @@ class DaskBus:
 
     async def _connect(self, security: Optional[Security]) -> Any:
         options = {} if security is None else {"security": security}
-        return await distributed.Client(
-            self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, **options
-        )
+        with dask.config.set(NO_NEWS):
+            client = distributed.Client(
+                self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, **options
+            )
+        return await client
 
     async def _watch(self) -> None:
         """Look for Dask workers until the end."""
