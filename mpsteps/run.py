@@ -193,7 +193,7 @@ class _Session:
         if self.cluster is None:
             groups = dict(enumerate(gpu_groups(cards, self.workers)))
         else:  # each node has its own, and what is held there are numbers of cards
-            groups = {card: (card,) for card in cards}
+            groups = {card: (card,) for group in gpu_groups(cards, 1) for card in group}
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
@@ -211,7 +211,9 @@ class _Session:
         return work
 
     def _cards(self) -> List[int]:
-        return self.protocol.getGpuList() if self.protocol.usesGpu() else []
+        """The numbers that the form names; [] if none of them is that of a card."""
+        cards = self.protocol.getGpuList() if self.protocol.usesGpu() else []
+        return cards if gpu_groups(cards, 1) else []
 
     def _share_cards(self, cards: Sequence[int], slots: int) -> List[Tuple[int, ...]]:
         """As on one machine, which is what all nodes of engine 'dask' are on."""

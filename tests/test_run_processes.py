@@ -790,6 +790,13 @@ def test_steps_that_meet_hold_different_cards(run, tmp_path):
     assert prot.table["c"] == []
 
 
+def test_a_form_that_names_no_card_at_all_has_none(run):
+    """99 is none."""
+    prot = run(lambda self: self._insertFunctionStep("cards", None, "a", 1), cls=Cards, gpuList="99")
+    assert prot.isFinished(), prot.getErrorMessage()
+    assert prot.table == {"a": []}
+
+
 @pytest.mark.parametrize(
     ("gpus", "threads", "groups"),
     [("0-3", 2, [[0, 1], [2, 3]]), ("0,1,2", 2, [[0, 1], [2]]), ("0,99,1", 3, [[0], [1]]), ("5", 1, [[5]])],

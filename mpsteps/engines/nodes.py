@@ -11,19 +11,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
-from mpsteps._core.nodes import named_cards
-from mpsteps._core.steps import Node
 from mpsteps._ipc import wire
 from mpsteps._ipc.blocks import Attachments
 from mpsteps._ipc.wire import Failure
-from mpsteps._large_values import SHARE
-from mpsteps._machine import usable_memory
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
 from mpsteps.engines.bus import Bus, Joined
-from mpsteps.engines.carried import FromNode, ToNode
-from mpsteps.engines.frames import FrameReader, FrameWriter
+from mpsteps.engines.node import RemoteNode, RemoteWorker, ShareCards
 
 OTHERS_SECONDS = 2.0
 """When a node cannot run steps of this run, and there is no other, another one is waited for so long."""
@@ -39,59 +34,6 @@ LOSS_TRIES = 3
 """A step that may be repeated, and that was running on so many nodes when they were lost, has lost them, it seems."""
 
 logger = logging.getLogger("mpsteps.engine")
-
-ShareCards = Callable[[Sequence[int], int], Sequence[Tuple[int, ...]]]
-"""From the cards of a node, and how many steps it runs at a time, to the groups that one step gets together."""
-
-
-def one_each(cards: Sequence[int], _slots: int) -> Sequence[Tuple[int, ...]]:
-    """No groups."""
-    return [(card,) for card in cards]
-
-
-class RemoteNode:
-    """An agent. `ready`: steps of this run can run there; `draining`: it takes no new ones; `answered`: its workers
-    have said something; `has_cards`: of those that the run names, if it names any."""
-
-    def __init__(self, event: Joined, attachments: Attachments, folder: str) -> None:
-        self.agent = event.agent
-        self.address = self.name = event.name
-        self.size = Node(event.agent, event.slots)
-        self.has_cards = True
-        self.joined = time.monotonic()
-        self.ready = False
-        self.draining = False
-        self.answered = False
-        self.workers: Dict[int, int] = {}  # its worker -> ours
-        self.reader = FrameReader()
-        self._writer = FrameWriter()
-        self._out: List[bytes] = []
-        self.blocks = ToNode(self.send, attachments)
-        self.results = FromNode(int(usable_memory() * SHARE), folder)
-
-    def send(self, message: Message) -> None:
-        """Keep a message to be posted. ValueError: it holds 2 GiB or more in one piece."""
-        self._out.append(self._writer.frame(message))
-
-    def take_out(self) -> bytes:
-        """All that is to be posted."""
-        data = b"".join(self._out)
-        self._out.clear()
-        return data
-
-
-class RemoteWorker:
-    """One worker. `in_lane`: the steps it was sent and has not answered for, in order; `runs`: the step that the agent
-    said it is running, when it was last asked."""
-
-    __slots__ = ("in_lane", "local", "node", "pid", "runs")
-
-    def __init__(self, node: RemoteNode, local: int) -> None:
-        self.node = node
-        self.local = local
-        self.pid = 0
-        self.in_lane: Dict[int, None] = {}
-        self.runs: Optional[int] = None
 
 
 class Nodes:
@@ -146,14 +88,8 @@ class Nodes:
 
     def ready(self, node: RemoteNode, told: Dict[str, Any]) -> None:
         """Steps of this run can run there."""
-        node.ready = True
-        node.name = f"{told['host']} ({node.name})"
-        names: Dict[int, str] = told["cards"]
-        there = [card for card in self._about.get("cards", ()) if card in names]
-        cards = named_cards(self._share_cards(there, node.size.cpus), names)
-        node.size = node.size._replace(memory=told["memory"], cards=cards)
-        if self._about.get("cards") and not cards:
-            node.has_cards = False
+        node.begin(told, self._about.get("cards", ()), self._share_cards)
+        if not node.has_cards:
             logger.warning("node %s has none of the run's graphics cards: steps that need one run elsewhere", node.name)
 
     def want(self, node: RemoteNode, local: int) -> None:

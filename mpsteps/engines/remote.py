@@ -24,7 +24,8 @@ from mpsteps._ipc.bell import LONGEST_SLEEP
 from mpsteps._ipc.wire import Failure
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.bus import Broken, Bus, Drain, Event, Joined, Left, Said, Unfit
-from mpsteps.engines.nodes import Nodes, RemoteNode, RemoteWorker, ShareCards, one_each
+from mpsteps.engines.node import RemoteNode, RemoteWorker, ShareCards, one_each
+from mpsteps.engines.nodes import Nodes
 from mpsteps.errors import EngineError, InternalError
 
 STOP_SECONDS = 8.0
