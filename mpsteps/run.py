@@ -327,7 +327,7 @@ class _Session:
             "workingDir": protocol.getWorkingDir(),
             "started": self.started,
             "mpsteps": sys.modules["mpsteps"].__version__,  # which stands above this module, and is always loaded
-            "platform": " ".join(platform.uname()[i] for i in (0, 2, 4)),
+            "platform": " ".join((platform.system(), platform.release(), platform.machine())),
             **self._work.resources(),
         }
 
