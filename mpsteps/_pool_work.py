@@ -81,7 +81,7 @@ class PoolWork:
         from mpsteps.engines.dask.bus import DaskBus
         from mpsteps.engines.remote import RemoteEngine
 
-        engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool())
+        engine = RemoteEngine(DaskBus(cluster), self._setup, about_pool(self._gpus))
         engine.open_steps = lambda: self._coordinator.scheduler.open_steps
         return engine
 
@@ -175,7 +175,7 @@ class PoolWork:
         self._waiting.clear()
 
     def _new_scheduler(self) -> Scheduler:
-        slots = NodeSlots(self._gpus) if self._by_node else SlotPool(self._workers, self._memory, self._gpus)
+        slots = NodeSlots() if self._by_node else SlotPool(self._workers, self._memory, self._gpus)
         return Scheduler(slots, keep_going=True, ahead=True, across=self._across)
 
     def _renew(self) -> None:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 import traceback
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from mpsteps._announcer import Announcer
 from mpsteps._conflicts import called, conflict_failure
@@ -62,7 +62,7 @@ class ProtocolRun:
 
     def __init__(
         self, protocol: Protocol, recorder: Recorder, listeners: Listeners, by_value: bool, workers: int,
-        gpu_groups: List[Tuple[int, ...]], logs: Optional[str], sync: bool = False,
+        gpu_groups: Mapping[int, Tuple[int, ...]], logs: Optional[str], sync: bool = False,
         learned: Optional[Dict[str, int]] = None,
     ) -> None:  # fmt: skip
         self.protocol = protocol

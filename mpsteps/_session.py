@@ -7,12 +7,13 @@ import gc
 import os
 import signal
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mpsteps._about_session import about_session
 from mpsteps._announcer import check_graph, ordered
+from mpsteps._cards import cards_here
 from mpsteps._coordinator import Coordinator
-from mpsteps._core.nodes import NodeSlots
+from mpsteps._core.nodes import NodeSlots, named_cards
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._demands import gpu_groups
@@ -93,6 +94,8 @@ class Session:
                         {
                             **about_session(protocol, self.started), "threads": self.threads,
                             "engine": self.engine_name, "cluster": self.cluster_given, **work.resources(),
+                            # what nodes have is not told to who looks at the run
+                            **({} if self.cluster is None else {"gpus": 0}),
                         }
                     )
                     report = self._run_loop(work, restored, doubtful)
@@ -118,8 +121,11 @@ class Session:
 
     def _make_work(self, engine: Engine) -> ProtocolRun:
         by_value = self.engine_name != "inline"
-        cards = self.protocol.getGpuList() if self.protocol.usesGpu() else []
-        groups = gpu_groups(cards, self.workers)
+        cards = self._cards()
+        if self.cluster is None:
+            groups = dict(enumerate(gpu_groups(cards, self.workers)))
+        else:  # each node has its own, and what is held there are numbers of cards
+            groups = {card: (card,) for card in cards}
         self._recorder = Recorder(self.protocol)
         work = ProtocolRun(
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
@@ -128,12 +134,20 @@ class Session:
         if self.cluster is None:
             slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
         else:
-            slots = NodeSlots(range(len(groups)))
+            names = cards_here(cards)
+            slots = NodeSlots(named_cards(self._share_cards([card for card in cards if card in names], 1), names))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
         scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
         work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
         return work
+
+    def _cards(self) -> List[int]:
+        return self.protocol.getGpuList() if self.protocol.usesGpu() else []
+
+    def _share_cards(self, cards: Sequence[int], slots: int) -> List[Tuple[int, ...]]:
+        """As on one machine, which is what all nodes of engine 'dask' are on."""
+        return gpu_groups(cards, self.workers if self.engine_name == "dask" else slots)
 
     def _learned(self) -> Dict[str, int]:
         """Bytes for each step of a function, where as many of them as there are workers would not fit in memory."""
@@ -170,10 +184,10 @@ class Session:
         from mpsteps.engines.dask.bus import DaskBus
         from mpsteps.engines.remote import RemoteEngine
 
-        with about_run(self.directory, PRELOAD) as about:
+        with about_run(self.directory, PRELOAD, self._cards()) as about:
             engine = RemoteEngine(
                 DaskBus(cluster, self.directory.tmp, self.directory.logs), self._setup, about, self.directory.tmp,
-                bool(self.protocol.rerunOnLoss),
+                bool(self.protocol.rerunOnLoss), self._share_cards,
             )  # fmt: skip
             engine.open_steps = lambda: self._coordinator.scheduler.open_steps
             try:

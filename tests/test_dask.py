@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -26,9 +24,10 @@ pytest.importorskip("distributed", reason='clusters need Dask: pip install "mpst
 pytest.importorskip("cryptography", reason='clusters need certificates: pip install "mpsteps[dask]"')
 
 from dask_cluster import CAN_HIDE, DaskCluster
+from dask_runs import Slow, SlowAgain, insert_and_run, meanwhile, statuses, wait_for_text, warnings_in
 from engine_driver import alive
 from engine_steps import SECONDS, wait_for_file
-from protocols import Custom, notes, wait_until
+from protocols import notes, wait_until
 
 from mpsteps import STATUS_FINISHED, Cluster, EngineError, StepLost, StepPool, UsageError
 
@@ -52,16 +51,6 @@ def own(tmp_path: Path) -> Iterator[DaskCluster]:
     cluster = DaskCluster(tmp_path / "cluster")
     yield cluster
     cluster.close()
-
-
-def insert_and_run(tmp_path: Path, insert: Any, engine: Any, cls: Any = Custom, **options: Any) -> Any:
-    protocol = cls(insert, workingDir=str(tmp_path / "run"), notes=str(tmp_path / "notes"))
-    protocol.run(engine=engine, **options)
-    return protocol
-
-
-def statuses(protocol: Any) -> List[str]:
-    return [s.getStatus() for s in protocol.getSteps()]
 
 
 # --------------------------------------------------------------------------------------------- clusters that we start
@@ -178,6 +167,49 @@ def test_a_step_of_several_cpus_has_them_on_one_node(shared: DaskCluster, tmp_pa
         assert len(set(parents)) == 2, "they met, so one was on the node with one slot"
 
 
+def test_each_node_has_the_cards_that_it_says_it_has(own: DaskCluster, tmp_path: Path) -> None:
+    """Three machines, as it were: one card, two, none. Three steps have a card each at the same time, though two of
+    these are called 0; all the others take turns."""
+    for visible in ("0", "5,6", ""):
+        own.add(2, environment={"CUDA_VISIBLE_DEVICES": visible})
+    with StepPool(engine=own.address, gpus=[0, 1]) as pool:
+        meeting = [pool.submit_step(card_and_meet, str(tmp_path / "m"), 3, gpus=1) for _ in range(3)]
+        assert sorted(f.result(SECONDS) for f in meeting) == [("0", [0]), ("5,6", [0]), ("5,6", [1])]
+        both = pool.submit_step(card_and_meet, str(tmp_path / "n"), 1, gpus=2)
+        assert both.result(SECONDS) == ("5,6", [0, 1])
+
+
+def test_nodes_on_one_machine_share_its_cards(own: DaskCluster, tmp_path: Path) -> None:
+    """Two Dask workers that both see the one card: one step at a time."""
+    for _ in range(2):
+        own.add(1, environment={"CUDA_VISIBLE_DEVICES": "3"})
+    with StepPool(engine=own.address, gpus=[0]) as pool:
+        wait_for_both = [pool.submit(touch_and_meet, str(tmp_path / "m"), 2) for _ in range(2)]
+        assert len({f.result(SECONDS)[0] for f in wait_for_both}) == 2
+        alone = [pool.submit_step(hold_alone, str(tmp_path / "held"), gpus=1) for _ in range(6)]
+        assert {tuple(f.result(SECONDS)) for f in alone} == {(0,)}
+
+
+def card_and_meet(folder: str, count: int) -> Any:
+    from protocols import meet
+
+    from mpsteps import _context
+
+    cards = _context.current().getGpuList()
+    meet(folder, os.getpid(), count)
+    return os.environ["CUDA_VISIBLE_DEVICES"], cards
+
+
+def hold_alone(path: str) -> Any:
+    """Fails if anybody else is at it."""
+    from mpsteps import _context
+
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    time.sleep(0.02)
+    os.unlink(path)
+    return _context.current().getGpuList()
+
+
 def touch_and_meet(folder: str, count: int) -> Any:
     from protocols import meet
 
@@ -237,6 +269,36 @@ def test_numbers_of_a_cluster_that_make_no_sense_are_refused(options: Any, what:
         engine_of(Cluster("dask", walltime="01:00:00"))
 
 
+def test_a_job_that_is_left_for_two_reasons_counts_once(monkeypatch: Any) -> None:
+    """It was idle, so it is given back; then its agent leaves. Else a job that is at work would be cancelled."""
+    from mpsteps.engines.dask.slurm import SlurmJobs
+
+    class Jobs:
+        workers = {"job-1": None, "job-2": None}
+        asked: List[Any] = []
+
+        def scale(self, n: int) -> None:
+            self.asked.append(n)
+
+        async def scale_down(self, names: List[str]) -> None:
+            self.asked.append(names)
+
+        def __await__(self) -> Any:
+            return iter(())
+
+    async def story() -> None:
+        source = SlurmJobs(Cluster("slurm", workers=2, cores=1, memory="1 GB"), "", "")
+        source._jobs, source._asked = Jobs(), 2
+        source.scale(1, {"job-1": float("-inf"), "job-2": float("-inf")})
+        assert source.left("job-1") is False
+        source.scale(1, {"job-1": float("-inf"), "job-2": float("-inf")})
+        source.scale(2, {})
+        await asyncio.gather(*source._tasks)
+
+    asyncio.run(story())
+    assert Jobs.asked == [["job-1"], 2]
+
+
 # ------------------------------------------------------------------------------------------------------ what may break
 
 
@@ -279,7 +341,7 @@ def test_a_node_with_another_mpsteps_or_python_is_not_used(
 
 @pytest.mark.skipif(not CAN_HIDE, reason="only root can hide a directory from one process (unshare -m)")
 def test_a_node_that_does_not_see_the_run_directory_is_done_without(
-    own: DaskCluster, tmp_path: Path, monkeypatch: Any, caplog: Any
+    own: DaskCluster, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """For real: on one node something else is mounted there. The other one runs everything."""
     monkeypatch.setattr("mpsteps.engines.about.SEE_SECONDS", 0.2)
@@ -289,39 +351,12 @@ def test_a_node_that_does_not_see_the_run_directory_is_done_without(
 
     def insert(self: Any) -> None:
         for i in range(2):
-            self._insertFunctionStep(wait_for_text, caplog_file, "cannot run steps", prerequisites=[i] if i else [])
+            log, before = str(tmp_path / "log"), [i] if i else []
+            self._insertFunctionStep(wait_for_text, log, "cannot run steps", prerequisites=before)
 
-    caplog_file = str(tmp_path / "log")
-    handler = logging.FileHandler(caplog_file)
-    logging.getLogger("mpsteps.engine").addHandler(handler)
-    try:
+    with warnings_in(tmp_path / "log"):
         protocol = insert_and_run(tmp_path, insert, own.address)
-    finally:
-        logging.getLogger("mpsteps.engine").removeHandler(handler)
-        handler.close()
     assert protocol.isFinished(), protocol.getErrorMessage()
-
-
-def wait_for_text(path: str, text: str) -> None:
-    from protocols import wait_until
-
-    wait_until(lambda: text in Path(path).read_text(), f"for {text!r}")
-
-
-class Slow(Custom):
-    """Steps that say that they run, and wait."""
-
-    def slow(self, folder: str, name: str, release: str) -> None:
-        """Ends at once when it is run for the second time."""
-        again = os.path.exists(os.path.join(folder, name))
-        self.note(name)
-        Path(folder, name).touch()
-        if not again:
-            wait_for_file(release)
-
-
-class SlowAgain(Slow):
-    rerunOnLoss = True
 
 
 def run_and_kill(cluster: DaskCluster, tmp_path: Path, cls: Any, kill: Any, **options: Any) -> Any:
@@ -340,12 +375,8 @@ def run_and_kill(cluster: DaskCluster, tmp_path: Path, cls: Any, kill: Any, **op
             wait_for_file(folder / name)
         kill()
 
-    thread = threading.Thread(target=break_it)
-    thread.start()
-    try:
+    with meanwhile(break_it):
         return insert_and_run(tmp_path, insert, cluster.address, cls, **options)
-    finally:
-        thread.join()
 
 
 def test_a_node_that_is_lost_costs_the_steps_that_were_there_and_no_others(own: DaskCluster, tmp_path: Path) -> None:
@@ -435,6 +466,24 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_resume_continues_it_here(own:
     assert len(again._report.in_doubt) == 2
 
 
+def test_a_scheduler_that_is_busy_for_a_while_is_not_gone(own: DaskCluster, monkeypatch: Any) -> None:
+    """It is stopped; steps go on meanwhile. If it stays so, the run ends."""
+    monkeypatch.setattr("mpsteps.engines.dask.bus.ALIVE_SECONDS", 0.1)
+    own.add(1)
+    with StepPool(engine=own.address) as pool:
+        bus = pool._work._coordinator.engine._bus  # type: ignore[attr-defined]
+        assert pool.submit(abs, -1).result(SECONDS) == 1
+        own.scheduler.send_signal(signal.SIGSTOP)
+        wait_until(lambda: bus._silent_since is not None, "for a look that has no answer")
+        assert pool.submit(abs, -2).result(SECONDS) == 2
+        own.scheduler.send_signal(signal.SIGCONT)
+        wait_until(lambda: bus._silent_since is None, "for an answer")
+        monkeypatch.setattr("mpsteps.engines.dask.bus.GONE_SECONDS", 0.2)
+        own.scheduler.send_signal(signal.SIGSTOP)
+        assert "is gone (TimeoutError)" in str(pool.submit(time.sleep, SECONDS).exception(SECONDS))
+        own.scheduler.send_signal(signal.SIGCONT)
+
+
 def test_a_cluster_that_goes_when_nothing_runs_sees_that_steps_do(tmp_path: Path) -> None:
     """A scheduler with an idle time-out, and no task of Dask's but the one by which its worker is held."""
     (tmp_path / "cluster").mkdir()
@@ -457,13 +506,8 @@ def test_a_node_that_is_asked_to_leave_is_drained(own: DaskCluster, tmp_path: Pa
         wait_until(lambda: "about to leave" in (tmp_path / "log").read_text())
         (tmp_path / "go").touch()
 
-    handler = logging.FileHandler(tmp_path / "log")
-    logging.getLogger("mpsteps.engine").addHandler(handler)
-    try:
+    with warnings_in(tmp_path / "log"):
         protocol = run_and_kill(own, tmp_path, Slow, drain)
-    finally:
-        logging.getLogger("mpsteps.engine").removeHandler(handler)
-        handler.close()
     assert protocol.isFinished(), protocol.getErrorMessage()
     assert sorted(notes(tmp_path / "notes")) == ["a", "b", "c", "d"]
 

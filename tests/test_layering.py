@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "mpsteps"
 LEVELS: Dict[int, Tuple[str, ...]] = {
     0: (  # words that all use
         "errors", "constants", "_texts", "report", "listeners", "_context", "_machine", "_signals", "_proctree",
-        "_memory", "_peaks", "_event_lines", "_logging_relay", "_safe_stream",
+        "_memory", "_cards", "_peaks", "_event_lines", "_logging_relay", "_safe_stream",
     ),
     1: (  # what a user declares: knows nothing of how it is run
         "validators", "scalars", "_elements", "params", "form", "steps", "stepsgraph", "_outcome", "_paths", "_inputs",

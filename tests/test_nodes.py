@@ -17,9 +17,9 @@ from mpsteps._core.events import (
     WorkerLost,
     WorkerReady,
 )
-from mpsteps._core.nodes import NodeSlots
+from mpsteps._core.nodes import NodeSlots, named_cards
 from mpsteps._core.scheduler import Scheduler
-from mpsteps._core.steps import PLAIN, Demand, Node, Status
+from mpsteps._core.steps import PLAIN, Cards, Demand, Node, Status
 from mpsteps.engines.frames import FrameReader, FrameWriter
 from mpsteps.errors import EngineError
 
@@ -27,11 +27,15 @@ pytestmark = pytest.mark.once
 SMALL, LARGE = Node(1, 2, 100), Node(2, 4, 400)
 
 
+def cards(host: str, *numbers: int) -> Tuple[Cards, ...]:
+    return named_cards([(n,) for n in numbers], {n: f"{host}/{n}" for n in numbers})
+
+
 class Cluster:
     """A scheduler and where its steps are."""
 
     def __init__(self, *nodes: Node) -> None:
-        self.scheduler = Scheduler(NodeSlots([7]), keep_going=True)
+        self.scheduler = Scheduler(NodeSlots(), keep_going=True)
         self.node: Dict[int, Node] = {}
         self.lanes: Dict[int, List[int]] = {}
         self.demand: Dict[int, Demand] = {}
@@ -62,6 +66,14 @@ class Cluster:
             running = [self.demand[self.lanes[w][0]] for w in workers if self.lanes[w]]
             assert sum(min(d.cpus, node.cpus) for d in running) <= node.cpus, "more CPUs than the node has"
             assert sum(min(d.memory, node.memory) for d in running) <= node.memory, "more memory than the node has"
+        used: List[str] = []
+        for worker, lane in self.lanes.items():
+            for step in lane[:1]:
+                held = self.scheduler.slots.gpus_of(step)
+                there = {n: name for c in self.node[worker].cards for n, name in zip(c.numbers, c.names)}
+                used += [there[n] for n in held]
+                assert bool(held) == bool(self.demand[step].gpus), "a step without the card that it needs"
+        assert len(used) == len(set(used)), "a card is used by two steps"
 
     def finish(self, step: int, seconds: float = 1.0) -> None:
         worker = self.where(step)
@@ -127,25 +139,91 @@ def test_the_node_that_is_kept_may_be_lost() -> None:
     assert [s for s in running if c.where(s)] == running[:1]
 
 
-def test_cards_are_counted_once_for_all_nodes() -> None:
-    c = Cluster(SMALL, LARGE)
-    first, second = c.add(Demand(gpus=1)), c.add(Demand(gpus=1))
-    assert c.where(first) is not None
-    assert c.where(second) is None
-    c.finish(first)
-    assert c.where(second) is not None
+ONE, OTHER = Node(1, 2, 100, cards("a", 0)), Node(2, 2, 100, cards("b", 0, 1))
+
+
+def test_each_node_has_its_own_cards() -> None:
+    """Two cards with the number 0 are used at the same time; a step gets one of the node it runs on."""
+    c = Cluster(ONE, OTHER)
+    steps = [c.add(Demand(gpus=1)) for _ in range(4)]
+    assert [c.node_of(s) for s in steps] == [ONE, OTHER, OTHER, None]
+    assert [c.scheduler.slots.gpus_of(s) for s in steps[:3]] == [(0,), (0,), (1,)]
+    c.finish(steps[1])
+    assert c.node_of(steps[3]) == OTHER
+    assert c.scheduler.slots.gpus_of(steps[3]) == (0,)
+
+
+def test_a_step_of_two_cards_has_them_on_one_node_and_others_go_on() -> None:
+    """No node is kept for it: cards are not what others wait for."""
+    c = Cluster(ONE, OTHER)
+    first = [c.add(Demand(gpus=1)) for _ in range(2)]
+    both = c.add(Demand(gpus=2))
+    assert [c.node_of(s) for s in (*first, both)] == [ONE, OTHER, None]
+    assert c.node_of(c.add()) is not None
+    c.finish(first[1])
+    assert c.node_of(both) == OTHER
+    assert c.scheduler.slots.gpus_of(both) == (0, 1)
+
+
+def test_a_step_that_wants_more_cards_than_any_node_has_gets_all_of_one() -> None:
+    c = Cluster(ONE, OTHER)
+    assert c.node_of(c.add(Demand(gpus=3))) == OTHER
+
+
+def test_a_card_that_two_nodes_share_is_held_once() -> None:
+    """Two Dask workers on one machine; they may call it by different numbers."""
+    shared = Node(3, 2, 100, named_cards([(5,)], {5: "b/1"}))
+    c = Cluster(shared, OTHER)
+    steps = [c.add(Demand(gpus=1)) for _ in range(3)]
+    assert [c.node_of(s) for s in steps] == [shared, OTHER, None]
+    c.finish(steps[0])
+    assert c.scheduler.slots.gpus_of(steps[2]) == (5,)
+
+
+def test_a_step_that_needs_a_card_waits_for_a_node_that_has_one() -> None:
+    """It does not run where there is none, however large that node is."""
+    c = Cluster(LARGE)
+    step = c.add(Demand(gpus=1))
+    assert c.where(step) is None
+    assert c.where(c.add()) is not None
+    c.join(ONE)
+    assert c.node_of(step) == ONE
+
+
+def test_a_card_that_is_named_twice_may_be_held_twice() -> None:
+    scheduler = Scheduler(NodeSlots(), keep_going=True)
+    for worker in (1, 2, 3):
+        scheduler.handle(WorkerReady(worker, Node(1, 3, 100, named_cards([(4,), (4,)], {4: "a/4"}))))
+    for step in (1, 2, 3):
+        scheduler.handle(StepAdded(step, (), False, Demand(gpus=1), None))
+    scheduler.check_invariants()
+    assert [scheduler.slots.gpus_of(s) for s in (1, 2, 3)] == [(4,), (4,), ()]
+
+
+def test_local_steps_have_the_cards_of_the_coordinators_machine() -> None:
+    """Which nodes may be on, too."""
+    scheduler = Scheduler(NodeSlots(cards("a", 0)), keep_going=True)
+    scheduler.handle(WorkerReady(1, ONE))
+    scheduler.handle(StepAdded(1, (), False, Demand(gpus=1, local=True), None))
+    scheduler.handle(StepAdded(2, (), False, Demand(gpus=1), None))
+    assert scheduler.slots.gpus_of(1) == (0,)
+    assert scheduler.status(2) is Status.READY
+    scheduler.handle(StepsFinished(0, (1,), (1.0,)))
+    scheduler.check_invariants()
+    assert scheduler.slots.gpus_of(2) == (0,)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_happens_no_node_is_overbooked_and_all_steps_come_to_their_end(seed: int) -> None:
     r = random.Random(seed)
-    c = Cluster(SMALL, LARGE)
+    c = Cluster(SMALL._replace(cards=cards("a", 0, 1)), LARGE)
     numbers = 2
     for _ in range(300):
         what = r.random()
         busy = [lane[0] for lane in c.lanes.values() if lane]
         if what < 0.4:
-            special = [Demand(cpus=r.randint(2, 5)), Demand(memory=r.randint(50, 500)), Demand(gpus=1)]
+            special = [Demand(cpus=r.randint(2, 5)), Demand(memory=r.randint(50, 500)), Demand(gpus=r.randint(1, 3))]
+            special.append(Demand(cpus=2, gpus=1))
             c.add(r.choice([PLAIN, PLAIN, *special]))
         elif what < 0.8 and busy:
             c.finish(r.choice(busy), r.choice([0.0001, 1.0]))
@@ -160,8 +238,9 @@ def test_whatever_happens_no_node_is_overbooked_and_all_steps_come_to_their_end(
             c.lose(worker, c.lanes[worker][0] if c.lanes[worker] and r.random() < 0.5 else None)
         else:
             numbers += 1
-            c.join(Node(numbers, r.randint(1, 4), r.choice([100, 400])))
-    c.join(LARGE._replace(number=999))
+            its = r.choice([(), cards("a", 0, 1), cards("b", 0), cards(str(numbers), 0, 1, 2)])
+            c.join(Node(numbers, r.randint(1, 4), r.choice([100, 400]), its))
+    c.join(LARGE._replace(number=999, cards=cards("c", 0, 1)))
     while any(c.lanes.values()):
         c.finish(next(lane[0] for lane in c.lanes.values() if lane))
     assert {c.scheduler.status(s) for s in c.demand} <= {Status.FINISHED, Status.FAILED}

@@ -84,7 +84,7 @@ def test_jobs_run_steps_and_what_they_say_is_in_the_logs_of_the_run(tmp_path: Pa
     assert protocol.isFinished(), protocol.getErrorMessage()
     assert protocol.table["job"].isdigit()
     assert list((tmp_path / "run" / "logs").glob("dask-worker-*"))
-    assert not list((tmp_path / "run").rglob("*certificates*"))
+    assert not list((tmp_path / "run").rglob(".mpsteps-slurm-*"))
 
 
 def test_a_job_that_is_cancelled_in_the_middle_costs_its_step_and_resume_does_the_rest(tmp_path: Path) -> None:
@@ -140,6 +140,52 @@ def test_towards_the_end_of_its_walltime_a_job_is_drained_and_another_goes_on(tm
 
 def wait_for_text(path: str, text: str) -> None:
     wait_until(lambda: text in Path(path).read_text(), f"for {text!r}")
+
+
+def test_a_pool_leaves_nothing_in_the_current_directory(tmp_path: Path, monkeypatch: Any) -> None:
+    """Neither certificates nor Slurm's slurm-1.out."""
+    monkeypatch.chdir(tmp_path)
+    with StepPool(engine=JOB) as pool:
+        assert pool.submit(os.getenv, "SLURM_JOB_ID").result(SECONDS).isdigit()
+    wait_until(lambda: not jobs(), "for the end of the job")
+    assert os.listdir(tmp_path) == []
+
+
+def test_jobs_that_end_before_their_dask_worker_is_there_are_an_error_with_their_last_words(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Not a pool that waits for ever."""
+    import dask
+
+    monkeypatch.setattr("mpsteps.engines.dask.slurm.QUEUE_SECONDS", 0.2)
+    monkeypatch.chdir(tmp_path)
+    prologue = {"jobqueue.slurm.job-script-prologue": ["echo there is no Python on this node >&2", "exit 3"]}
+    with dask.config.set(prologue), StepPool(engine=JOB) as pool:
+        error = pool.submit(os.getpid).exception(60)
+    assert isinstance(error, EngineError)
+    assert "3 jobs of Slurm in a row have ended before their Dask worker was there" in str(error)
+    assert "there is no Python on this node" in str(error)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_demo_gives_the_same_files_as_here(tmp_path: Path) -> None:
+    """Two jobs; a part of its micrograph."""
+    pytest.importorskip("matplotlib")
+    mrcfile = pytest.importorskip("mrcfile")
+    from mpsteps.demo import bundled_micrograph
+    from mpsteps.demo.micrograph import read_window
+    from mpsteps.demo.protocol import ProtDemo
+
+    with mrcfile.new(str(tmp_path / "part.mrc"), data=read_window(bundled_micrograph())[:900, :900]) as mrc:
+        mrc.voxel_size = 2.1344
+    made = {}
+    for name, engine in (("here", "inline"), ("there", JOB._replace(workers=2))):
+        protocol = ProtDemo(tileSize=384, micrographs=str(tmp_path / "*.mrc"), workingDir=str(tmp_path / name))
+        protocol.run(engine=engine)
+        assert protocol.isFinished(), protocol.getErrorMessage()
+        made[name] = {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*.star")}
+    assert made["here"]
+    assert made["here"] == made["there"]
 
 
 def test_what_slurm_does_not_take_is_an_error_with_its_words(tmp_path: Path) -> None:

@@ -413,7 +413,10 @@ class Scheduler:
         assert all(self._attempts.get(s) and not missing[s] for s in resting), f"resting: {resting}"
         busy = any(steps for _, steps in self._lanes.items())
         if not self.stopping and not busy and len(self.lanes()) > 1:
-            assert not self.counts[_READY], "all workers idle while a step is ready"
+            demands = self._register.demands
+            ready = [s for s in range(1, len(statuses)) if statuses[s] == _READY]
+            possible = [s for s in ready if self.slots.has_place_for(demands.get(s, PLAIN))]
+            assert not possible, f"all workers idle while steps {possible} are ready"
 
 
 def cycle_message(cycle: List[int]) -> str:

@@ -92,12 +92,22 @@ FINAL: FrozenSet[Status] = frozenset({Status.FINISHED, Status.FAILED, Status.SKI
 IN_FLIGHT: FrozenSet[Status] = frozenset({Status.DISPATCHED, Status.RUNNING})
 
 
+class Cards(NamedTuple):
+    """Graphics cards that one step gets together: their numbers, as programs there call them, and for each a name that
+    is the same wherever it is the same card."""
+
+    numbers: Tuple[int, ...]
+    names: Tuple[str, ...]
+
+
 class Node(NamedTuple):
-    """A machine with workers: its number, CPU slots and bytes of memory."""
+    """What has workers: its number, CPU slots, bytes of memory, graphics cards. (Several may be on one machine, and
+    share its cards.)"""
 
     number: int
     cpus: int
     memory: int = 0
+    cards: Tuple[Cards, ...] = ()
 
 
 class Demand(NamedTuple):

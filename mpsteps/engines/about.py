@@ -17,7 +17,7 @@ SEE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def about_run(directory: RunDirectory, preload: Sequence[str]) -> Iterator[Dict[str, Any]]:
+def about_run(directory: RunDirectory, preload: Sequence[str], cards: Sequence[int]) -> Iterator[Dict[str, Any]]:
     """What agents must know of a run. While this lasts, there is a file by which they see that its directory is the
     same one there."""
     proof = os.path.join(directory.path, f"nodes.proof-{os.getpid()}")
@@ -28,15 +28,15 @@ def about_run(directory: RunDirectory, preload: Sequence[str]) -> Iterator[Dict[
     try:
         yield {
             **_about(preload), "run": directory.path, "proof": (proof, content), "folder": directory.tmp,
-            "first_log": last_log(directory.logs),
+            "cards": tuple(cards), "first_log": last_log(directory.logs),
         }  # fmt: skip
     finally:
         os.unlink(proof)
 
 
-def about_pool() -> Dict[str, Any]:
+def about_pool(cards: Sequence[int]) -> Dict[str, Any]:
     """What agents must know of a pool: its steps need no files of ours."""
-    return {**_about(()), "run": "", "proof": ("", ""), "folder": "", "first_log": 0}
+    return {**_about(()), "run": "", "proof": ("", ""), "folder": "", "first_log": 0, "cards": tuple(cards)}
 
 
 def _about(preload: Sequence[str]) -> Dict[str, Any]:

@@ -25,6 +25,7 @@ import sys
 import time
 from typing import Any, Dict, List, NoReturn, Optional, Sequence, Set, Tuple
 
+from mpsteps._cards import cards_here
 from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._ipc import wire
 from mpsteps._ipc.link import plug_stdio
@@ -184,7 +185,8 @@ class Agent:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         engine.start()
         self._engine = engine
-        self._send(("ready", {"host": socket.gethostname(), "pid": os.getpid(), "memory": usable_memory()}))
+        here = {"host": socket.gethostname(), "pid": os.getpid(), "memory": usable_memory()}
+        self._send(("ready", {**here, "cards": cards_here(about["cards"])}))
 
     def _on_sigterm(self, _number: int, _frame: Any) -> None:
         """The node is to be left soon: nothing new is wanted here, what runs may go on as long as it can."""

@@ -73,6 +73,9 @@ class Bus(typing.Protocol):
     def again(self, agent: int) -> None:
         """An agent has left that should not have: if its node is still there, another one is wanted."""
 
+    def drop(self, agent: int) -> None:
+        """Nothing more is wanted of an agent: end it. It will not be told that it has left, nor is another wanted."""
+
     def scale(self, open_steps: int, busy: Sequence[int]) -> None:
         """So many steps wait or run; agents that have any."""
 

@@ -14,7 +14,16 @@ from mpsteps.engines.bus import Broken, Drain, Event, Joined, Left, Note, Said, 
 from mpsteps.engines.choice import Cluster
 from mpsteps.engines.dask.existing import ExistingCluster
 from mpsteps.engines.dask.inside import OPERATION, Pipe, hold, install
-from mpsteps.engines.dask.library import CommClosedError, Security, connect, distributed, silence
+from mpsteps.engines.dask.library import (
+    NO_NEWS,
+    CommClosedError,
+    Security,
+    connect,
+    dask,
+    distributed,
+    silence,
+    tcp_seconds,
+)
 from mpsteps.engines.dask.local import LocalNodes
 from mpsteps.engines.dask.slurm import SlurmJobs
 from mpsteps.engines.frames import PIECE
@@ -23,7 +32,9 @@ from mpsteps.errors import EngineError, MpstepsError
 CONNECT_SECONDS = 10.0
 """A scheduler that does not answer in this time is not there."""
 ALIVE_SECONDS = 5.0
-"""... and one that is spoken to already, in this."""
+"""... and one that is spoken to already should, in this ..."""
+GONE_SECONDS = 30.0
+"""... but may be busy with other people's tasks for so long before it is taken for gone."""
 NEWS_SECONDS = 0.1
 """... and the connection to one that has died is closed after this at the latest, on any network that is up."""
 REST_SECONDS = 0.5
@@ -32,8 +43,16 @@ LOOK_SECONDS = (0.05, 1.0)
 """How often it is looked for new Dask workers: while there is none yet, and later."""
 SILENCE_SECONDS = 15.0
 """When there has been no Dask worker for so long, the user is told what is waited for."""
+SILENCE_SHARE = 0.5
+"""An agent that hears nothing from here for this share of Dask's time-out for connections ends what runs there. It must
+have done so when that time is up for us, since then its steps may be run again: ours counts from the last that we have
+heard, which with Dask's settings is at most a third of it before a cut."""
 ATTACH_TRIES = 3
-"""A Dask worker that is there, and on which no agent could be started so many times, is done without."""
+"""A Dask worker that is there, and on which no agent could be started so many times, is done without ..."""
+UNFIT_SECONDS = 300.0
+"""... for so long: it may have been the network between it and this machine."""
+CLOSE_SECONDS = 30.0
+"""What was started may take so long to be ended: commands of batch systems may hang."""
 
 
 class _Agent:
@@ -47,6 +66,7 @@ class _Agent:
         self.out: List[bytes] = []
         self.more: asyncio.Event = asyncio.Event()
         self.idle_since = 0.0
+        self.dropped = False
 
 
 class DaskBus:
@@ -75,6 +95,7 @@ class DaskBus:
         self._failed: Dict[str, int] = {}  # how often no agent could be started at an address
         self._tasks: Set[asyncio.Future[None]] = set()
         self._last = 0
+        self._silent_since: Optional[float] = None  # the scheduler has not answered since then
         self._closing = False
         self._broken = False
 
@@ -96,6 +117,10 @@ class DaskBus:
     def again(self, agent: int) -> None:
         """An agent has left that should not have: if its node is still there, another one is wanted."""
         self._call(self._again, agent)
+
+    def drop(self, agent: int) -> None:
+        """Nothing more is wanted of an agent: end it."""
+        self._call(self._drop, agent)
 
     def scale(self, open_steps: int, busy: Sequence[int]) -> None:
         """So many steps wait or run, some of them with these agents."""
@@ -158,9 +183,11 @@ class DaskBus:
 
     async def _connect(self, security: Optional[Security]) -> Any:
         options = {} if security is None else {"security": security}
-        return await distributed.Client(
-            self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, **options
-        )
+        with dask.config.set(NO_NEWS):
+            client = distributed.Client(
+                self._address, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS, **options
+            )
+        return await client
 
     async def _watch(self) -> None:
         """Look for Dask workers until the end."""
@@ -174,7 +201,7 @@ class DaskBus:
             elif silent_since is not None and silent_since + SILENCE_SECONDS < time.monotonic():
                 silent_since = None
                 self._inbox.put(Note(f"{self._description()}: still waiting for a Dask worker"))
-            why = self._source.check(bool(self._seen))
+            why = self._source.check(bool(self._tasks))
             if why is not None:
                 self._break(why)
                 return
@@ -193,9 +220,17 @@ class DaskBus:
             if self._client.status != "running":
                 raise CommClosedError("the connection was closed")
             found = await asyncio.wait_for(self._client.scheduler.ncores(), ALIVE_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
+        except asyncio.TimeoutError as error:
+            now = time.monotonic()
+            self._silent_since = now if self._silent_since is None else self._silent_since
+            if self._silent_since + GONE_SECONDS > now + ALIVE_SECONDS:
+                return True
             self._say_scheduler_gone(error)
             return False
+        except OSError as error:
+            self._say_scheduler_gone(error)
+            return False
+        self._silent_since = None
         for address, slots in found.items():
             if address not in self._seen:
                 self._seen.add(address)
@@ -228,7 +263,8 @@ class DaskBus:
             agent.name = told[agent.address]["name"]
             comm = await connect(agent.address, timeout=CONNECT_SECONDS, **self._client.connection_args)
             token = uuid.uuid4().hex
-            await comm.write({"op": OPERATION, "reply": False, "token": token})
+            silence = SILENCE_SHARE * tcp_seconds()
+            await comm.write({"op": OPERATION, "reply": False, "token": token, "silence": silence})
         except Exception as error:
             if comm is not None:
                 comm.abort()
@@ -257,6 +293,8 @@ class DaskBus:
             comm.abort()
             holding.release()
             self._agents.pop(agent.number, None)
+        if agent.dropped:
+            return
         # A Dask worker that is gone may be the first sign that the scheduler is: then that is told.
         if not self._closing:
             await asyncio.sleep(NEWS_SECONDS)
@@ -286,9 +324,16 @@ class DaskBus:
             self._seen.discard(address)
         else:
             self._inbox.put(Unfit(address, f"{type(error).__name__}: {error}"))
+            asyncio.get_event_loop().call_later(UNFIT_SECONDS, self._seen.discard, address)
 
     def _again(self, number: int) -> None:
         self._seen.discard(self._staying.pop(number, ""))  # when it is looked for Dask workers next, this one is new
+
+    def _drop(self, number: int) -> None:
+        agent = self._agents.get(number)
+        if agent is not None:
+            agent.dropped = True
+            agent.pipe.abort()
 
     def _post(self, number: int, data: bytes) -> None:
         agent = self._agents.get(number)
@@ -315,7 +360,10 @@ class DaskBus:
                 await asyncio.wait_for(self._client.close(), 2 * NEWS_SECONDS if self._broken else ALIVE_SECONDS)
             except (OSError, asyncio.TimeoutError):
                 pass  # the scheduler is gone
-        await self._source.close()
+        try:
+            await asyncio.wait_for(self._source.close(), CLOSE_SECONDS)
+        except asyncio.TimeoutError:
+            self._inbox.put(Note(f"{self._description()} could not be ended in {CLOSE_SECONDS:g} s: look after them"))
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         if rest:  # connections of Dask's that are just closing; were they cancelled, each would say so
             await asyncio.wait(rest, timeout=REST_SECONDS)

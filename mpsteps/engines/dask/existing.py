@@ -11,7 +11,7 @@ from mpsteps.engines.dask.library import Security
 from mpsteps.errors import UsageError
 
 LONELY_SECONDS = 600.0
-"""A cluster of somebody else's that has had no Dask worker for so long will not get one."""
+"""A cluster of somebody else's that has had no Dask worker of use for so long will not get one."""
 
 
 class ExistingCluster:
@@ -33,13 +33,13 @@ class ExistingCluster:
                 f"{self._where!r} is no scheduler file of Dask ({type(error).__name__}: {error})"
             ) from error
 
-    def check(self, any_seen: bool) -> Optional[str]:
+    def check(self, any_used: bool) -> Optional[str]:
         """Why there will be no more Dask workers; None: nobody knows."""
         now = time.monotonic()
-        if any_seen:
+        if any_used:
             self._lonely_since = now
         elif self._lonely_since + LONELY_SECONDS < now:
-            return f"the cluster {self._where} has had no Dask worker for {LONELY_SECONDS / 60:g} minutes"
+            return f"the cluster {self._where} has had no Dask worker of use for {LONELY_SECONDS / 60:g} minutes"
         return None
 
     def scale(self, open_steps: int, idle: Dict[str, float]) -> None:

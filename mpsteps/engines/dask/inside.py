@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
-from typing import Any, Dict, Set
+from typing import Any, Callable, Dict, Set
 
 from mpsteps._spawn import _import_path
 from mpsteps.engines.dask.library import CommClosedError, Status, StreamClosedError
@@ -19,7 +20,7 @@ OPERATION = "mpsteps_attach"
 AGENT_SECONDS = 5.0
 """An agent whose connection is closed may take so long to end its workers before it is killed."""
 STATUS_SECONDS = 0.5
-"""How often an agent's Dask worker looks whether it is being closed."""
+"""How often an agent's Dask worker looks whether it is being closed, or cut off."""
 
 
 class Pipe:
@@ -50,6 +51,22 @@ class Pipe:
             pass  # as it says above
         return True
 
+    def abort(self) -> None:
+        """End the connection."""
+        self._comm.abort()
+
+    def watch_for_silence(self, seconds: float) -> Callable[[], bool]:
+        """Whether nothing has come from the other machine for so long, not even what kernels say to each other: it is
+        asked now and then whether it is there, whatever the processes do meanwhile. (Never, where that is not known.)
+        """
+        sock = getattr(self._stream, "socket", None)
+        if sock is None or sys.platform != "linux":
+            return lambda: False
+        pause = max(1, int(seconds / 5))
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            sock.setsockopt(socket.IPPROTO_TCP, option, pause)
+        return lambda: _silent_seconds(sock) > seconds
+
     async def write(self, data: bytes) -> None:
         """Send bytes. OSError if nobody is there any more."""
         if self._stream is None:
@@ -61,8 +78,22 @@ class Pipe:
             raise CommClosedError(str(error)) from error
 
 
-async def attach(comm: Any, token: str, worker: Any) -> Any:
-    """Called in a Dask worker by whoever connects and asks for it: start an agent, carry bytes until one side ends."""
+def _silent_seconds(sock: socket.socket) -> float:
+    """Since the last segment that was received; 0.0: the connection is closed."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SILENCE.size)
+    except OSError:
+        return 0.0
+    return min(_SILENCE.unpack(info)) / 1000 if len(info) == _SILENCE.size else 0.0
+
+
+_SILENCE = struct.Struct("=52xII")
+"""Of Linux's tcp_info: milliseconds since data and since an acknowledgement was received."""
+
+
+async def attach(comm: Any, token: str, silence: float, worker: Any) -> Any:
+    """Called in a Dask worker by whoever connects and asks for it: start an agent, carry bytes until one side ends, or
+    until nothing has been heard from there for `silence` seconds."""
     ours, theirs = socket.socketpair()
     with theirs:
         fd = theirs.fileno()
@@ -72,7 +103,7 @@ async def attach(comm: Any, token: str, worker: Any) -> Any:
         )
     reader, writer = await asyncio.open_connection(sock=ours)
     pipe = Pipe(comm)
-    watching = asyncio.ensure_future(_tell_of_end(worker, process))
+    watching = asyncio.ensure_future(_watch(worker, process, pipe, silence))
     try:
         tasks = [asyncio.ensure_future(_carry_in(pipe, writer)), asyncio.ensure_future(_carry_out(reader, pipe))]
         _done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -81,7 +112,7 @@ async def attach(comm: Any, token: str, worker: Any) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         watching.cancel()
-        writer.close()
+        writer.transport.abort()  # what an agent that does not read has not read would keep it from ending
         comm.abort()
         _ended.add(token)
         _held.setdefault(token, threading.Event()).set()
@@ -111,11 +142,17 @@ def _end_agent(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-async def _tell_of_end(worker: Any, process: subprocess.Popen[bytes]) -> None:
-    """When the Dask worker begins to close (it was retired, or its lifetime is over), the agent begins to drain."""
-    while worker.status not in _LEAVING:
+async def _watch(worker: Any, process: subprocess.Popen[bytes], pipe: Pipe, silence: float) -> None:
+    """When the Dask worker begins to close (it was retired, or its lifetime is over), the agent begins to drain. When
+    the network is cut, the connection is: what runs here must have ended when the coordinator gives this node up."""
+    is_silent = pipe.watch_for_silence(silence)
+    told = False
+    while not is_silent():
+        if not told and worker.status in _LEAVING:
+            told = True
+            process.send_signal(signal.SIGTERM)
         await asyncio.sleep(STATUS_SECONDS)
-    process.send_signal(signal.SIGTERM)
+    pipe.abort()
 
 
 _LEAVING = (Status.closing, Status.closing_gracefully, Status.closed)
@@ -134,8 +171,8 @@ def hold(token: str) -> None:
 async def install(dask_worker: Any) -> Dict[str, Any]:
     """Called in a Dask worker through the scheduler: from now on agents can be asked for there."""
 
-    async def attach_here(comm: Any, token: str) -> Any:
-        return await attach(comm, token, dask_worker)
+    async def attach_here(comm: Any, token: str, silence: float) -> Any:
+        return await attach(comm, token, silence, dask_worker)
 
     dask_worker.handlers[OPERATION] = attach_here
     return {"name": str(dask_worker.name)}

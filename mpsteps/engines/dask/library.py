@@ -11,6 +11,7 @@ from mpsteps.errors import UsageError
 try:
     import dask
     import distributed
+    from dask.utils import parse_timedelta
     from distributed.comm import CommClosedError, connect
     from distributed.core import Status
     from distributed.security import Security
@@ -22,12 +23,19 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "NO_PAGES", "CommClosedError", "Security", "Status", "StreamClosedError", "connect", "dask", "distributed",
-    "get_ip", "new_security", "silence",
+    "NO_NEWS", "NO_PAGES", "CommClosedError", "Security", "Status", "StreamClosedError", "connect", "dask",
+    "distributed", "get_ip", "new_security", "silence", "tcp_seconds",
 ]  # fmt: skip
 
 NO_PAGES: Dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
 """Pages in HTTP would be there for everybody who can connect."""
+NO_NEWS: Dict[str, Any] = {"distributed.client.scheduler-info-interval": "1h"}
+"""A client asks the scheduler for all that it knows of its workers, every two seconds, over a connection of its own."""
+
+
+def tcp_seconds() -> float:
+    """How long a connection may be silent before Dask gives it up."""
+    return float(parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"), default="seconds"))
 
 
 def new_security() -> Security:

@@ -20,7 +20,7 @@ from mpsteps.engines.choice import Cluster
 from mpsteps.engines.dask.library import NO_PAGES, Security, dask, distributed, new_security
 
 NODE_SECONDS = 120.0
-"""A Dask worker on this machine that is not there by then will not come."""
+"""When there has been no Dask worker for so long, none will come."""
 END_SECONDS = 5.0
 """A Dask worker that was told to end is killed after this."""
 
@@ -33,7 +33,8 @@ class LocalNodes:
         self._folder = folder
         self._scheduler: Any = None
         self._processes: List[subprocess.Popen[bytes]] = []
-        self._started = time.monotonic()
+        self._folders: List[str] = []  # of the processes; one that is killed does not remove its own
+        self._lonely_since = time.monotonic()
 
     async def open(self) -> Tuple[str, Security]:
         """Address and security of the scheduler."""
@@ -49,13 +50,17 @@ class LocalNodes:
             "security": {k: v for k, v in security.get_tls_config_for_role("worker").items() if isinstance(v, str)},
         }  # fmt: skip
         for number in range(self._cluster.workers or 1):
-            self._processes.append(_start_node({**config, "name": f"node-{number + 1}"}))
+            self._folders.append(tempfile.mkdtemp(prefix="mpsteps-dask-"))
+            self._processes.append(_start_node({**config, "name": f"node-{number + 1}", "folder": self._folders[-1]}))
         return self._scheduler.address, security
 
-    def check(self, any_seen: bool) -> Optional[str]:
+    def check(self, any_used: bool) -> Optional[str]:
         """Why there will be no more Dask workers; None: all is well."""
-        if not any_seen and self._started + NODE_SECONDS < time.monotonic():
-            return f"no Dask worker has come up on this machine in {NODE_SECONDS:g} s"
+        now = time.monotonic()
+        if any_used:
+            self._lonely_since = now
+        elif self._lonely_since + NODE_SECONDS < now:
+            return f"there has been no Dask worker on this machine for {NODE_SECONDS:g} s"
         ended = [p.poll() for p in self._processes]
         if self._processes and all(code is not None for code in ended):
             return f"all Dask workers on this machine have ended (exit codes {ended}); their messages are above"
@@ -76,6 +81,8 @@ class LocalNodes:
         """End the processes, then the scheduler."""
         for process in self._processes:
             _end_node(process)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
         if self._scheduler is not None:
             await self._scheduler.close()
 
@@ -108,7 +115,7 @@ def node_main() -> NoReturn:
     """A process with a nanny and its Dask worker. It ends, with all that is in its session, when standard input does:
     that is, at the latest with the coordinator."""
     config = json.loads(sys.stdin.buffer.readline())
-    folder = tempfile.mkdtemp(prefix="mpsteps-dask-")
+    folder = config.pop("folder")
 
     def end_with_parent() -> None:
         while sys.stdin.buffer.read(1024):

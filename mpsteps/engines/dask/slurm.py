@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
 import os
 import shutil
@@ -14,11 +15,18 @@ import warnings
 from typing import Any, Coroutine, Dict, List, Optional, Set, Tuple
 
 from mpsteps.engines.choice import Cluster, seconds_of
+from mpsteps.engines.dask.job_watch import JobWatch
 from mpsteps.engines.dask.library import NO_PAGES, Security, Status, dask, get_ip, new_security
 from mpsteps.errors import EngineError, UsageError
 
 SUBMIT_SECONDS = 10.0
 """A submission that is under way at the end may take so long."""
+REMOVE_SECONDS = 2.0
+"""The folder that jobs wrote to is removed in this time, or stays."""
+QUEUE_SECONDS = 5.0
+"""How often it is looked whether jobs whose Dask worker is not there yet are still in Slurm's queue."""
+JOB_TRIES = 3
+"""When so many in a row have ended before their Dask worker was there, no others are asked for."""
 IDLE_SECONDS = 60.0
 """A job without steps is given back after this, if fewer jobs are wanted."""
 DRAIN_SHARE, DRAIN_SECONDS = 0.1, 300.0
@@ -36,9 +44,14 @@ class SlurmJobs:
         self._logs = logs
         self._jobs: Any = None
         self._most = cluster.workers or 1
-        self._certificates = ""
+        self._private = ""  # certificates; and what jobs write, if nobody has said where that belongs
+        self._watch = JobWatch()
+        self._look_at = 0.0
+        self._no_more: Optional[str] = None
         self._tasks: Set[asyncio.Future[Any]] = set()
         self._asked = 0
+        self._left: Set[str] = set()  # Dask workers whose jobs were given back
+        self._closing = False
 
     async def open(self) -> Tuple[str, Security]:
         """Address and security of the scheduler, which is in this process; the first job is submitted."""
@@ -52,8 +65,9 @@ class SlurmJobs:
             "cores": cluster.cores, "memory": cluster.memory, "queue": cluster.partition, "walltime": cluster.walltime,
             "interface": cluster.interface,
         }  # fmt: skip
-        if self._logs:
-            given["log_directory"] = self._logs
+        if not self._logs:  # a pool has none: not into the current directory, where Slurm would put it
+            self._logs = self._configured("log-directory") or self._private
+        given["log_directory"] = self._logs
         # Not on all interfaces: on the one that is chosen, or that of the default route.
         host = {} if cluster.interface or self._configured("interface") else {"host": get_ip()}
         options = {name: value for name, value in given.items() if value is not None}
@@ -86,14 +100,14 @@ class SlurmJobs:
     def _security_in_files(self) -> Security:
         """Certificates for this run, where jobs can read them and nobody else."""
         folder = self._folder or self._configured("shared-temp-directory") or os.getcwd()
-        self._certificates = tempfile.mkdtemp(prefix=".mpsteps-certificates-", dir=os.path.expanduser(folder))
+        self._private = tempfile.mkdtemp(prefix=".mpsteps-slurm-", dir=os.path.expanduser(folder))
         made = new_security()
         files: Dict[str, str] = {}
         for role in ("scheduler", "worker", "client"):
             for name, text in made.get_tls_config_for_role(role).items():
                 if isinstance(text, str) and "\n" in text:
                     key = "tls_ca_file" if name == "ca_file" else f"tls_{role}_{name}"
-                    files[key] = os.path.join(self._certificates, key)
+                    files[key] = os.path.join(self._private, key)
                     with open(os.open(files[key], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
                         f.write(text)
         return Security(require_encryption=True, **files)
@@ -108,9 +122,38 @@ class SlurmJobs:
         """Steps that one job runs at a time."""
         return int(self._cluster.cores or self._configured("cores") or 1)
 
-    def check(self, any_seen: bool) -> Optional[str]:
-        """Slurm's queue may be long."""
-        return None
+    def check(self, any_used: bool) -> Optional[str]:
+        """Slurm's queue may be long; but jobs that end before their Dask worker is there will go on doing so."""
+        now = time.monotonic()
+        if self._look_at <= now and not self._closing:
+            self._look_at = now + QUEUE_SECONDS
+            self._start_task(self._look_for_jobs())
+        return None if any_used else self._no_more
+
+    async def _look_for_jobs(self) -> None:
+        """Give up those that have ended, which dask-jobqueue takes for jobs that are still to come."""
+        come = {str(worker.name) for worker in self._jobs.scheduler.workers.values()}
+        ids = {name: str(job.job_id) for name, job in self._jobs.workers.items() if getattr(job, "job_id", None)}
+        for name in await self._watch.look(ids, come):
+            if name not in self._jobs.workers:
+                continue
+            said = self._last_words(ids[name])
+            logger.warning("job %s has ended before its Dask worker was there%s", ids[name], said)
+            self._give_back([name])
+            if self._watch.fruitless >= JOB_TRIES:
+                self._most = max(1, self._asked)
+                self._no_more = (
+                    f"{self._watch.fruitless} jobs of Slurm in a row have ended before their Dask worker was there, "
+                    f"the last of them job {ids[name]}{said}"
+                )
+
+    def _last_words(self, job: str) -> str:
+        for path in sorted(glob.glob(os.path.join(glob.escape(os.path.expanduser(self._logs)), f"*-{job}.*"))):
+            with open(path, errors="replace") as f:
+                lines = [line.strip() for line in f if line.strip()]
+            if lines:
+                return f": {lines[-1]!r}" + ("" if path.startswith(self._private) else f" (in {path})")
+        return ""
 
     def scale(self, open_steps: int, idle: Dict[str, float]) -> None:
         """As many jobs as have something to do, up to the most; those that have been idle for long are given back."""
@@ -120,17 +163,14 @@ class SlurmJobs:
             self._start_task(self._submit_more())
         elif wanted < self._asked:
             now = time.monotonic()
-            names = [name for name, since in idle.items() if since + IDLE_SECONDS <= now][: self._asked - wanted]
-            if names:
-                self._asked -= len(names)
-                self._start_task(self._give_back(names))
+            names = [name for name, since in idle.items() if since + IDLE_SECONDS <= now and name not in self._left]
+            self._give_back(names[: self._asked - wanted])
 
     def left(self, name: str) -> bool:
         """Whether a node may get another agent. No: its job is given back, and if there is work, another is asked for.
         """
         if name in self._jobs.workers:
-            self._asked -= 1
-            self._start_task(self._give_back([name]))
+            self._give_back([name])
         return False
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
@@ -148,8 +188,20 @@ class SlurmJobs:
         except (RuntimeError, OSError, ValueError) as error:
             logger.warning("Slurm does not take another job: %s", _last_line(error))
 
-    async def _give_back(self, names: List[str]) -> None:
-        await self._jobs.scale_down(names)
+    def _give_back(self, names: List[str]) -> None:
+        """Cancel the jobs of these Dask workers. A job may be left for several reasons at once, and counts once: were
+        fewer asked for than there are, dask-jobqueue would cancel one that is at work."""
+        new = [name for name in names if name not in self._left]
+        self._left.update(new)
+        self._asked -= len(new)
+        if new:
+            self._start_task(self._cancel(new))
+
+    async def _cancel(self, names: List[str]) -> None:
+        try:
+            await self._jobs.scale_down(names)
+        except (RuntimeError, OSError, ValueError) as error:
+            logger.warning("Slurm does not cancel jobs: %s", _last_line(error))
 
     def seconds_until_drain(self) -> Optional[float]:
         """From when a job has started."""
@@ -161,14 +213,25 @@ class SlurmJobs:
 
     async def close(self) -> None:
         """Cancel the jobs, end the scheduler."""
+        self._closing = True
         if self._tasks:  # a submission that is cut in the middle would leave a job that nobody knows
             await asyncio.wait(set(self._tasks), timeout=SUBMIT_SECONDS)
         if self._jobs is not None:
             for job in {*self._jobs.workers.values(), *getattr(self._jobs, "_created", ())}:
                 job.status = Status.closed  # its `close`, which is called now, forgets to say so, and Dask insists
             await self._jobs.close()
-        if self._certificates:
-            shutil.rmtree(self._certificates, ignore_errors=True)
+        if self._private:
+            await _remove(self._private)
+
+
+async def _remove(folder: str) -> None:
+    """A job that is just ending may still write there."""
+    end = time.monotonic() + REMOVE_SECONDS
+    while os.path.exists(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > end:
+            return
+        await asyncio.sleep(0.05)
 
 
 def _import_slurm_cluster() -> Any:
