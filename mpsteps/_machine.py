@@ -38,15 +38,22 @@ def core_limits() -> Dict[str, float]:
 
 def usable_memory() -> int:
     """Bytes of memory that this process may fill: the machine's, or its cgroup's limit."""
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
+    total = _physical_memory()
     for name in ("memory.max", "memory.limit_in_bytes"):
         for folder in _cgroup_folders("memory"):
             text = _read(folder, name)
             if text.isdigit():
                 total = min(total, int(text))
     return total
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows, or a system that does not tell this way
+        import psutil  # takes as long to load as half of all that a run needs
+
+        return int(psutil.virtual_memory().total)
 
 
 def _cgroup_quota() -> Optional[float]:

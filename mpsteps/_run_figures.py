@@ -6,12 +6,13 @@ Kept by whoever draws, a few times a second: the run's own thread only appends w
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, List, Mapping, Optional, Sequence
-
-import psutil
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Sequence
 
 from mpsteps._forecast import Tally, longest_chain, means_of_what_is_left, seconds_left
 from mpsteps.report import format_bytes
+
+if TYPE_CHECKING:
+    import psutil
 
 MOST_TIMED = 16  # of steps that finished together, so many are looked at for how long they took
 MOST_CHAINED = 50_000  # steps; of more, the longest chain is not looked for
@@ -66,6 +67,8 @@ class RunFigures:
         return self._machine
 
     def _look(self) -> str:
+        import psutil  # a run that nobody watches starts without it
+
         cpu, memory, seen = 0.0, 0, {}
         try:
             for child in psutil.Process().children(recursive=True):

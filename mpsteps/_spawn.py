@@ -62,6 +62,7 @@ class Spawner:
         self, environment: Mapping[str, str], keep_open: Sequence[int] = (), preload: Sequence[str] = (),
         occasion: Optional[Occasion] = None,
     ) -> None:  # fmt: skip
+        self._owner = os.getpid()
         self.up = False
         self.guards: Optional[bool] = None
         self._to_fork: Deque[Tuple[int, Tuple[int, ...], Tuple[int, ...]]] = deque()
@@ -143,7 +144,10 @@ class Spawner:
         return f"{describe_exit(code)}\n{text}".rstrip() if text else describe_exit(code)
 
     def stop(self) -> None:
-        """Let it kill every worker, and all that they have started, and wait until it has."""
+        """Let it kill every worker, and all that they have started, and wait until it has. Does nothing when it is
+        gone, or in a child that somebody forked off this process: it is not its own."""
+        if self._process.returncode is not None or self._owner != os.getpid():
+            return
         with contextlib.suppress(OSError):  # it is gone already
             self._link.send(("leave",))
         self._link.close()

@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 import sys
-from typing import Any, FrozenSet, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, FrozenSet, Iterator, List, Optional
 
-from mpsteps._journal import RunHistory, read_journal
-from mpsteps._leftovers import sweep_values, take_back_unbegun
 from mpsteps._private_files import open_private
 from mpsteps._rundir import FOLDERS, RunDirectory
 from mpsteps.errors import JournalError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from mpsteps._journal import RunHistory  # loaded when there is a journal: see `run`
 
 RUNS_FOLDER = "Runs"
 FENCE_SECONDS = 10.0
@@ -25,13 +26,13 @@ logger = logging.getLogger("mpsteps.protocol")
 class Workplace:
     """Claims the directory when it is made; `leave` gives it back. Raises RunDirectoryError and JournalError.
 
-    `directory` is locked; `history` is what earlier sessions left there. The caller says `begin` before it starts a
+    `directory` is locked. The caller says `begin` before it starts a
     step: otherwise `leave` removes what this call has made.
     """
 
     def __init__(self, protocol: Any) -> None:
         self.began = False
-        self.history = RunHistory()
+        self._history: Optional[RunHistory] = None
         path = protocol.getWorkingDir()
         self._made_parent = not path and not os.path.isdir(RUNS_FOLDER)
         self._before: Optional[FrozenSet[str]] = None  # the names in the directory, if it was there
@@ -47,6 +48,15 @@ class Workplace:
             raise
         if not path:
             protocol.setWorkingDir(os.path.relpath(self.directory.path))
+
+    @property
+    def history(self) -> RunHistory:
+        """What earlier sessions left there."""
+        if self._history is None:
+            from mpsteps._journal import RunHistory
+
+            self._history = RunHistory()
+        return self._history
 
     def _claim(self, name: str, restart: bool) -> None:
         directory = self.directory
@@ -71,6 +81,9 @@ class Workplace:
 
     def _look_at_journal(self, name: str, restart: bool) -> None:
         """Also a restart deletes only runs of the same protocol; but it is the way out of a damaged journal."""
+        from mpsteps._journal import read_journal
+        from mpsteps._leftovers import sweep_values, take_back_unbegun
+
         path = self.directory.path
         try:
             journal = read_journal(self.directory.journal_path)
@@ -87,7 +100,7 @@ class Workplace:
                 journal = read_journal(self.directory.journal_path)
                 history = journal.replay()
             sweep_values(self.directory, journal)
-            self.history = history
+            self._history = history
 
     def begin(self) -> None:
         """From now on there is something worth keeping."""

@@ -23,7 +23,7 @@ from mpsteps.report import RunReport
 class Listener:
     """Does nothing; subclass it. Steps are given by their ids: `run.steps[id - 1]` is the Step.
 
-    `run` is the `mpsteps.run.ProtocolRun`: `run.protocol`, `run.steps`, `run.run_dir`, `run.workers` (their number),
+    `run` is the run: `run.protocol`, `run.steps`, `run.run_dir`, `run.workers` (their number),
     `run.done` (finished steps), `run.total`.
     """
 

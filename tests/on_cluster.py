@@ -36,15 +36,15 @@ def on_cluster(clusters: Dict[int, str]) -> Iterator[None]:
     import mpsteps.run
     from mpsteps import Cluster, StepPool
 
-    session, init = mpsteps.run._Session, StepPool.__init__
+    chosen, init = mpsteps.run._chosen, StepPool.__init__
 
     def of(threads: int) -> Cluster:
         return Cluster(clusters[min(threads, max(COUNTS))])
 
-    def made_session(protocol: Any, place: Any, engine: Any, *rest: Any) -> Any:
+    def chosen_cluster(protocol: Any, engine: Any) -> Any:
         if engine == "processes" or (engine is None and not protocol.modeSerial()):
             engine = of(protocol.getScipionThreads())
-        return session(protocol, place, engine, *rest)
+        return chosen(protocol, engine)
 
     def made_pool(pool: Any, max_workers: Optional[int] = None, **options: Any) -> None:
         if type(max_workers) is not int or max_workers < 1:
@@ -53,7 +53,7 @@ def on_cluster(clusters: Dict[int, str]) -> Iterator[None]:
             init(pool, engine=of(max_workers), **options)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(mpsteps.run, "_Session", made_session)
+    patch.setattr(mpsteps.run, "_chosen", chosen_cluster)
     patch.setattr(StepPool, "__init__", made_pool)
     yield
     patch.undo()

@@ -40,6 +40,8 @@ RUNS = {
 ONLY_PROCESSES = {mode: ("ShapeFails", {"mode": mode}) for mode in ("sysexit", "osexit", "segv", "kill")}
 
 MIXED = {"mixed": ("ShapeMixed", {"n": 6})}
+# what threads survive only as long as the loop sleeps
+BUSY = {"outputs": ("ShapeOutputs", {"n": 40})}
 # what only the guard in a fork sees
 HIDDEN = {
     "hidden-" + mode: ("ShapeHides", {"mode": mode})
@@ -210,7 +212,7 @@ def main(kind, folder, names):
     project, protocols = open_project(folder)
     found, seconds = {}, {}
     for name in names or RUNS:
-        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN, **MIXED}[name]
+        what = {**RUNS, **ONLY_PROCESSES, **HIDDEN, **MIXED, **BUSY}[name]
         found[name], seconds[name] = run_one(project, protocols, kind, *what)
     with open(os.path.join(folder, "outcomes.json"), "w") as f:
         json.dump(found, f, sort_keys=True, indent=1)

@@ -143,6 +143,24 @@ class ShapeLockOutputs(ShapeBase):
         self.note(size=self.outputImages.getSize())
 
 
+class ShapeOutputs(ShapeBase):
+    """A step registers outputs, one after another and without the lock, while others end beside it."""
+
+    _label = "outputs"
+
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.registerStep, prerequisites=[])
+        for i in self.items():
+            self._insertFunctionStep(self.itemStep, i, prerequisites=[])
+
+    def registerStep(self):
+        for i in range(10 * self.n.get()):
+            self._defineOutputs(**{f"output{i}": pwobj.Integer(i)})
+
+    def itemStep(self, i):
+        self.mark(f"ran{i}")
+
+
 class ShapeGenerator(pwprot.ProtStreamingBase):
     """Streaming, new style: a step that inserts the others while it runs."""
 

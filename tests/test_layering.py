@@ -35,16 +35,16 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     ),
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
-        "_step_values", "_zygote", "_spawn", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
+        "_step_values", "_zygote", "_spawn", "_parent", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
         "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
         "_reentrant", "_turns", "_worker_lock", "_lock_queue",
     ),
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
         "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
-        "_pool_work", "_step_keys",
+        "_pool_work", "_step_keys", "_about_session", "_ending",
     ),
-    8: ("run", "pool"),  # the composition roots
+    8: ("_session", "run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "_run_figures", "demo", "scipion",
         "__main__"),  # what people and other programs hold
 }  # fmt: skip
@@ -53,12 +53,15 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
 INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("protocol", "run"): "Protocol.run() is a short way of saying mpsteps.run.run(protocol)",
     ("protocol", "stepsgraph"): "only who asks for the graph pays for it",
-    ("run", "engines.processes"): "the inline engine needs no workers",
-    ("run", "engines.dask.bus"): "only clusters need Dask",
-    ("run", "engines.remote"): "likewise",
+    ("_workplace", "_journal"): "only where there is a journal, or when the new process has been started",
+    ("_workplace", "_leftovers"): "likewise",
+    ("run", "_session"): "loaded while the new process loads its own modules",
+    ("_session", "engines.processes"): "the inline engine needs no workers",
+    ("_session", "engines.dask.bus"): "only clusters need Dask",
+    ("_session", "engines.remote"): "likewise",
     ("_pool_work", "engines.dask.bus"): "likewise",
     ("_pool_work", "engines.remote"): "likewise",
-    ("run", "engines.about"): "likewise",
+    ("_session", "engines.about"): "likewise",
     ("_pool_work", "engines.about"): "likewise",
     ("pool", "_pool_work"): "loaded while the new process loads its own modules: a pool starts in half the time",
     ("pool", "_core.steps"): "likewise",

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
-from mpsteps import run as run_module
+from mpsteps import _session as session_module
 from mpsteps._demands import Demands
 from mpsteps._history import replay
 from mpsteps._journal import read_journal
@@ -85,7 +85,7 @@ def test_a_resumed_run_starts_no_more_than_fit(tmp_path, monkeypatch):
     """Four at a time in the first session; then there is room for two, by what was measured."""
     folder = str(tmp_path / "run")
     assert ProtLarge(workingDir=folder).run().ok
-    monkeypatch.setattr(run_module, "usable_memory", lambda: 750 * MB)
+    monkeypatch.setattr(session_module, "usable_memory", lambda: 750 * MB)
     assert ProtLarge(workingDir=folder, count=10).run().ok
     records = list(read_journal(os.path.join(folder, "journal.log")).records)
     line = timeline(records)

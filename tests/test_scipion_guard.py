@@ -132,3 +132,14 @@ def test_a_fork_that_inherits_a_lock_is_replaced_and_the_step_runs_once(times, s
     assert said in done.stdout
     assert run["status"] == "finished"
     assert run["result"]["failed"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_steps_of_the_main_process_and_the_loop_do_not_meet_in_the_database(tmp_path):
+    """A mapper of pyworkflow has one cursor for all threads."""
+    require_pyworkflow()
+    found, log = outcomes("processes", tmp_path, ["outputs"])
+
+    (ended,) = found["outputs"]
+    assert ended["status"] == "finished", log[-3000:]
+    assert [ended["stored"][f"output{i}"] for i in range(400)] == [str(i) for i in range(400)]
+    assert all(s[2] == "finished" for s in ended["steps"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import platform
 import sys
 import threading
 from typing import Callable
@@ -24,9 +23,12 @@ from mpsteps.errors import EngineError
 if sys.platform != "win32":
     import fcntl
 
+#: The processor, as the system names it; not asked of `platform`, which starts a program to find out (Python 3.8).
+MACHINE: str = os.uname().machine if hasattr(os, "uname") else "Windows"
+
 #: True where stores of one process become visible to others in the order they were made and loads are made in order
 #: (x86, "TSO"), so that only store-then-load needs a fence. Everything that depends on it takes it as a parameter.
-ORDERED: bool = platform.machine().lower() in {"x86_64", "amd64", "x64"} and sys.maxsize > 2**32
+ORDERED: bool = MACHINE.lower() in {"x86_64", "amd64"} and sys.maxsize > 2**32
 
 # <linux/fcntl.h> and <linux/memfd.h>: Python has these names only from 3.8, 3.9 or not at all.
 _F_ADD_SEALS = 1033
@@ -56,7 +58,7 @@ def create(size: int, reserved: int | None = None) -> int:
     """
     if sys.platform == "win32" or sys.maxsize <= 2**32:
         raise EngineError(
-            f"mpsteps cannot start worker processes on {platform.system()} {platform.machine()}: it needs a 64-bit "
+            f"mpsteps cannot start worker processes on {sys.platform} {MACHINE}: it needs a 64-bit "
             "Python on Linux or macOS."
         )
     fd = -1
@@ -153,7 +155,7 @@ def _reserve(fd: int, size: int, start: int = 0) -> None:
 
 def _seal(fd: int) -> None:
     """Fix the size for good. A plain temporary file knows no seals: it has no name by which anyone could reach it."""
-    if platform.system() != "Linux":
+    if not sys.platform.startswith("linux"):
         return
     try:
         fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)

@@ -50,6 +50,17 @@ class Cluster(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
+class ChosenEngine(NamedTuple):
+    """Where steps run. `name`: 'inline', 'processes', or the cluster's; `given`: the cluster as the journal tells it;
+    `threads`: of the protocol."""
+
+    name: str
+    cluster: Optional[Cluster]
+    given: Optional[object]
+    workers: int
+    threads: int
+
+
 Engine = Union[str, Cluster]
 
 

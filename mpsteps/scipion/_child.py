@@ -44,6 +44,7 @@ class Child:
         self._channel = channel
         self._parent = parent
         self._id = 0
+        self._mixed = ""
 
     def serve(self) -> None:
         """Until there are no more steps."""
@@ -63,6 +64,9 @@ class Child:
         _guard.install(self._protocol, self._databases, self._carry, self._where)
         sqlite3.connect(":memory:").close()  # if another thread was inside sqlite at the fork, it hangs here, unbegun
         self._tracker.look_again()
+        # What another thread changed between the last look and the fork is here, and no change of the first step. The
+        # main process will tell of it once more; so there is no second step here.
+        self._mixed = "the main process was at work when it was made" if self._tracker.changes() else ""
         self._surroundings = Surroundings((self._channel.sock.fileno(),))
 
     def _where(self) -> str:
@@ -121,7 +125,7 @@ class Child:
         """The end of a step, and why this process can run no other ('': it can)."""
         _, problem = self._surroundings.put_back()
         self._flush()
-        self._channel.send((*message, problem))
+        self._channel.send((*message, problem or self._mixed))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):

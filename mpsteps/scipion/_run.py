@@ -35,6 +35,7 @@ from mpsteps._core.steps import LOCAL, Demand, Status
 from mpsteps.errors import PrerequisiteError
 from mpsteps.scipion._choice import Choice
 from mpsteps.scipion._commits import Commits
+from mpsteps.scipion._database import Database
 from mpsteps.scipion._gpus import GPU, Gpus
 from mpsteps.scipion._listing import Listing, name_of, store_new
 from mpsteps.scipion._main_steps import MainStep
@@ -66,6 +67,7 @@ class Run:
         self.sharing = Sharing(protocol, steps)
         self._workers = Workers(self)
         self._commits = Commits(protocol)
+        self.database = Database(protocol)
         self._in_main = 0  # steps that run in threads of this process
         self._running: Dict[int, Tuple[int, int, float]] = {}  # step -> place, id of its "thread", when it began
         self._at_the_end: List[Any] = []  # steps of which Scipion is told last
@@ -193,11 +195,13 @@ class Run:
             self.soon(self._look)
             return number
 
+        self.database.guard()
         vars(self.protocol)["_Protocol__insertStep"] = inserting  # a name of pyworkflow's: it finds this one first
 
     def _close(self) -> None:
         self.commit()
         self._workers.close()
+        self.database.unguard()
         vars(self.protocol).pop("_Protocol__insertStep", None)
         self.sharing.close()
         self._selector.close()

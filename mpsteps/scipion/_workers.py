@@ -76,7 +76,8 @@ class Workers:
             logger.info("mpsteps: a step in the main process works under self._lock: a process is made without it")
         try:
             run.sharing.join(place)
-            worker = fork(self._serve, run.sharing.generation, len(run.steps), others)
+            with run.database:
+                worker = fork(self._serve, run.sharing.generation, len(run.steps), others)
         except OSError as problem:
             logger.warning("mpsteps: no new process (%s)", problem)
             return None
@@ -90,6 +91,7 @@ class Workers:
 
     def _serve(self, channel: Channel) -> None:
         """In the fork."""
+        self._run.database.unguard()
         Child(self._run, channel, self._parent, open_databases()).serve()
 
     def _has_begun(self, place: int, worker: Fork, number: int, thread_id: int, gpus: Any) -> None:
