@@ -24,9 +24,10 @@ from mpsteps._image import own_class_containers
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
-from mpsteps._learned_memory import learned_memory
+from mpsteps._learned_memory import known_peaks, learned_memory
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
+from mpsteps._memory_needs import MemoryNeeds
 from mpsteps._output import step_log
 from mpsteps._protocol_run import ProtocolRun
 from mpsteps._recorder import Recorder
@@ -195,14 +196,22 @@ class _Session:
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
             self.durability == "power", self._learned() if by_value else None,
         )  # fmt: skip
+        needs: Optional[MemoryNeeds] = None
         if self.cluster is None:
-            slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
-        else:
+            total = usable_memory()
+            slots = SlotPool(self.workers, total, range(len(groups)))
+            if by_value:
+                needs = MemoryNeeds(total, total / self.workers, known_peaks(self.place.history))
+        else:  # each node has its own memory, and nobody looks at its processes from here
             slots = NodeSlots(range(len(groups)))
+            needs = MemoryNeeds(0, 0.0, known_peaks(self.place.history))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
-        scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
-        work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
+        scheduler = Scheduler(
+            slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across,
+            assumed=needs.assumed if needs is not None and self.cluster is None else 0,
+        )  # fmt: skip
+        work.coordinator = self._coordinator = Coordinator(scheduler, engine, work, needs)
         return work
 
     def _learned(self) -> Dict[str, int]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
 
-from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
+from mpsteps import STEPS_PARALLEL, FloatParam, IntParam, Protocol, step
 from mpsteps import run as run_module
+from mpsteps._core.steps import PLAIN
 from mpsteps._demands import Demands
 from mpsteps._history import replay
 from mpsteps._journal import read_journal
 from mpsteps._learned_memory import learned_memory
+from mpsteps._memory import own_memory
+from mpsteps._proctree import descendants
 from mpsteps._timeline import timeline
 
 pytestmark = pytest.mark.once
@@ -65,6 +69,10 @@ class ProtLarge(Protocol):
     def declaredStep(self, i):
         pass
 
+    @step(retries=2)
+    def triedStep(self, i):
+        pass
+
     def smallStep(self, i):
         pass
 
@@ -75,8 +83,11 @@ def test_what_is_declared_wins_and_nothing_that_is_learned_is_a_limit():
     protocol._insertFunctionStep(protocol.largeStep, 1, prerequisites=[])
     protocol._insertFunctionStep(protocol.declaredStep, 1, prerequisites=[])
     large, declared = (demands.of(s) for s in protocol._steps)
-    assert (large.memory, large.tokens) == (0, (("memory", 500),))
-    assert (declared.memory, declared.tokens) == (10**6, ())
+    assert large is PLAIN, "it waits as all others, until it is found to need much"
+    assert (declared.memory, declared.learned) == (10**6, None)
+    protocol._insertFunctionStep(protocol.triedStep, 1, prerequisites=[])
+    tried = demands.of(protocol._steps[-1])
+    assert (tried.memory, tried.retries, tried.learned) == (0, 2, "triedStep")
     assert demands.learned() == {"largeStep": 500}
 
 
@@ -99,3 +110,68 @@ def test_a_resumed_run_starts_no_more_than_fit(tmp_path, monkeypatch):
 def most_at_once(spans):
     large = [s for s in spans if s.func == "largeStep"]
     return max(sum(other.begin <= s.begin < other.end for other in large) for s in large)
+
+
+class ProtUndeclared(Protocol):
+    """Each step has 300 MB, a part at a time, and notes what all workers of the run have then."""
+
+    stepsExecutionMode = STEPS_PARALLEL
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        form.addParam("count", IntParam, default=12)
+        form.addParam("idle", FloatParam, default=0.0)
+        form.addParallelSection(threads=8)
+
+    def _insertAllSteps(self):
+        for i in range(self.count.get()):
+            self._insertFunctionStep(self.largeStep, i, prerequisites=[])
+        for i in range(200):
+            self._insertFunctionStep(self.smallStep, i, prerequisites=[])
+
+    def largeStep(self, i):
+        time.sleep(self.idle.get())
+        parts = []
+        for _ in range(15):
+            parts.append(bytearray(b"x" * (10 * MB)) * 2)
+            time.sleep(0.02)
+        return sum(map(len, parts))
+
+    def smallStep(self, i):
+        pass
+
+
+class Sampler:
+    """The most memory that the workers of this process had together, looked at again and again while the run lasts."""
+
+    def __init__(self):
+        self.most = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join(10)
+
+    def _look(self):
+        while not self._over.wait(0.02):
+            self.most = max(self.most, sum(map(own_memory, descendants(os.getpid()))))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks of single steps need Linux")
+def test_undeclared_steps_of_a_first_session_start_no_more_than_fit(tmp_path, monkeypatch):
+    """Eight workers, and room for four of the steps, by what is measured of those that run and have run. All of them
+    together would have 2.4 GB."""
+    room = 1700 * MB
+    monkeypatch.setattr(run_module, "usable_memory", lambda: room)
+    folder = str(tmp_path / "run")
+    with Sampler() as sampler:
+        assert ProtUndeclared(workingDir=folder).run().ok
+    line = timeline(list(read_journal(os.path.join(folder, "journal.log")).records))
+    spans = line.of_session(1)
+    assert 300 * MB < sampler.most < room, "what they really had at a time"
+    assert 3 <= most_at_once(spans) <= 4, "and there was no need to be more careful than that"

@@ -10,20 +10,17 @@ A step with a demand of its own (several CPUs, memory, tokens, a timeout) always
 CPU or memory slots keeps what is freed from younger steps (otherwise it would starve); one that lacks a graphics card
 or a token does not.
 
-What counts as memory of steps that declare none is learned (`needs`). An ordinary step of a function of which nothing
-is known waits at the head of the queue until there is room for what is assumed of it. One of a heavy function leaves
-the queue when it comes to its head, and waits among those with a demand of their own: others may pass it there, as they
-take no memory from it.
+What steps need of the memory that declare none of it is learned while they run: see `admission`.
 """
 
 from __future__ import annotations
 
-from typing import Deque, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
 
+from mpsteps._core.admission import Admission
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.lane import LANE_DEPTH, LANE_SECONDS, Lane
-from mpsteps._core.needs import Needs
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.sending_ahead import SendingAhead
@@ -43,20 +40,19 @@ class Lanes:
     """The lanes and the slots.
 
     Invariants: a step is in flight if and only if it is in exactly one lane. A lane that is not empty holds one CPU
-    slot (under minus the worker's id), or its only step holds what it demands. What is learned of the memory of the
-    step at its head is held with that.
+    slot (under minus the worker's id), or its only step holds what it demands.
     """
 
-    def __init__(self, register: Register, waiting: Waiting, slots: SlotPool, needs: Needs) -> None:
+    def __init__(self, register: Register, waiting: Waiting, slots: SlotPool, assumed: int = 0) -> None:
         self.slots = slots
-        self.needs = needs
-        self._diverted = False  # an ordinary step has joined those with a demand of their own
         self._register = register
         self._waiting = waiting
         self._lanes: Dict[int, Lane] = {LOCAL: Lane()}
         self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
         self.ranks: Optional[Ranks] = None  # which ready step goes first; None: the first inserted
         self.mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
+        self.memory = Admission(register, waiting, slots, self._lanes, self.mean, assumed)
+        self._look_again = False  # at those with a demand: an ordinary step has joined them, or some let others explore
         # A step that joins the queue behind its first one changes nothing, unless it raises the even share so far that
         # a lane takes more. These words make that test cheap: it is made for every step added.
         self._stirred = True  # something else has happened since the lanes were last filled
@@ -87,8 +83,7 @@ class Lanes:
         """`worker`, on that node, can take steps."""
         self._lanes[worker] = Lane()
         self.slots.join(worker, node)
-        if self.needs.told:
-            self.needs.learn({}, self.slots.share())  # where there are several nodes, this one may have less
+        self.memory.weigh()  # where there are several nodes, this one may have less
 
     def close(self, worker: int, commands: List[Command]) -> Tuple[int, ...]:
         """`worker` is gone; the steps that it leaves behind, in lane order."""
@@ -124,6 +119,8 @@ class Lanes:
             self.slots.give(-worker)
         else:
             lane.expected *= len(queue) / before
+            if self.memory.heavy:  # they were sent before that was known
+                self.memory.count(worker, lane)
             if self._register.statuses[queue[0]] == _DISPATCHED:
                 self._begin(worker, queue[0], commands)
 
@@ -169,50 +166,14 @@ class Lanes:
                 end += 1
             now = sum(seconds[first:end]) / (end - first)
             old = mean.get(f)
-            if old is None and self.needs.assumed:
-                mean[f] = now
-                self._count_memory()
             mean[f] = new = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
+            if old is None and self.memory.assumed:
+                self.memory.count_all()
             if self.ranks is not None:
                 self.ranks.learned(f, new)
             if self.ahead is not None:
                 self.ahead.learn(f, end - first, plain)
             first = end
-
-    # ------------------------------------------------------------------------ memory
-
-    def learn_memory(self, told: Mapping[Hashable, int], others: int) -> None:
-        """What steps of functions need, and what others use: it counts for those that run, too."""
-        self.slots.count_others(others)
-        self.needs.learn(told, self.slots.share())
-        self._count_memory()
-
-    def _count_memory(self) -> None:
-        functions, demands = self._register.functions, self._register.demands
-        for worker, lane in self._lanes.items():
-            if worker != LOCAL and lane.steps:
-                step = lane.steps[0]
-                if not lane.alone:
-                    self.slots.hold_memory(-worker, self._memory_of(functions[step]))
-                elif demands[step].learned is not None:
-                    self.slots.hold_memory(step, self._memory_of(demands[step].learned))
-
-    def _memory_of(self, function: Hashable) -> int:
-        return self.needs.of(function, function in self.mean)
-
-    def watches(self, step: int) -> bool:
-        """Whether it matters how much memory a step that runs uses: it is not known yet, or known to be much."""
-        demand = self._register.demands.get(step)
-        if demand is not None and demand.learned is None:
-            return False
-        function = self._register.functions[step]
-        return function in self.needs.heavy or (self.needs.assumed > 0 and function not in self.mean)
-
-    def _with_memory(self, demand: Demand) -> Demand:
-        """A demand, with what is learned in the place of what is not declared."""
-        if demand.learned is None:
-            return demand
-        return demand._replace(memory=self._memory_of(demand.learned))
 
     # ------------------------------------------------------------------ handing out
 
@@ -224,8 +185,7 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
-            if self._diverted:
-                self._diverted = False
+            if self._look_again:
                 self._assign_special(commands)
         if self.ahead is not None and stirred and self.ahead.look(self._open_steps(), len(self._lanes) - 1):
             self._assign_ahead(self.ahead, commands)
@@ -236,16 +196,21 @@ class Lanes:
 
     def _assign_special(self, commands: List[Command]) -> bool:
         """Hand out steps with a demand of their own; True: one of them must have what is freed next."""
+        while True:
+            turn = self._walk_special(commands)
+            if not turn.yielded or self.memory.explores():
+                break  # else those that yielded can go on
+        self._look_again = turn.yielded
+        return turn.reserved
+
+    def _walk_special(self, commands: List[Command]) -> _Turn:
         waiting = self._waiting
         passed: List[Tuple[int, Demand]] = []
-        reserved = False
+        turn = _Turn(self.slots, self.memory)
         head = waiting.oldest_special()
-        while head is not None:
-            demand = self._with_memory(head.demand)
-            worker, reserved = self.slots.choose(head.step, demand, self._idle_workers())
-            if reserved:
-                reserved = not self._lets_pass(demand)
-                break
+        while head is not None and not turn.reserved:
+            demand = self.memory.resolve(head.demand)
+            worker = turn.choose(head.step, demand, self._idle_workers())
             if worker is None:
                 passed.append(waiting.pass_over())
             else:
@@ -253,12 +218,7 @@ class Lanes:
                 waiting.take(head.demand)
             head = waiting.oldest_special()
         waiting.look_again(passed)
-        return reserved
-
-    def _lets_pass(self, demand: Demand) -> bool:
-        """Whether ordinary steps may pass one that waits with this demand: all it lacks is memory, of which they hold
-        none, and with the memory of another such step a worker will be free."""
-        return demand.learned is not None and self.slots.lacks(demand) == "memory"
+        return turn
 
     def _idle_workers(self) -> Iterator[int]:
         return (worker for worker, lane in self._lanes.items() if worker != LOCAL and not lane.steps)
@@ -290,9 +250,8 @@ class Lanes:
                 commands.append(Dispatch(worker, sent))
                 if not length:
                     self.slots.take(-worker, PLAIN, worker)
-                    need = self._memory_of(self._register.functions[sent[0]]) if self.needs.assumed else 0
-                    if need:
-                        self.slots.hold_memory(-worker, need)
+                    if self.memory.assumed:
+                        self.memory.count(worker, lane)
                     self._begin(worker, sent[0], commands)
                 if self.ahead is not None and lane.expected < LANE_SECONDS:
                     self.ahead.follow_all(worker, sent, len(lanes), lane.sent)
@@ -301,7 +260,10 @@ class Lanes:
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
         """Send blocked steps behind what they wait for, as far as lanes of short steps have room."""
         lanes = {w: lane for w, lane in self._lanes.items() if w != LOCAL and lane.open}
-        for worker, step in SendingAhead(ahead, self._register, self.slots, self.mean, lanes).run(commands):
+        mean, heavy = self.mean, self.memory.heavy
+        if heavy:  # their steps do not follow anybody
+            mean = {function: seconds for function, seconds in mean.items() if function not in heavy}
+        for worker, step in SendingAhead(ahead, self._register, self.slots, mean, lanes).run(commands):
             self._begin(worker, step, commands)
 
     def _open_steps(self) -> int:
@@ -316,7 +278,7 @@ class Lanes:
         """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
         ready, mean = self._waiting.plain, self.mean
         statuses, functions = self._register.statuses, self._register.functions
-        heavy, assumed = self.needs.heavy, self.needs.assumed
+        heavy, assumed = self.memory.heavy, self.memory.assumed
         sent: List[int] = []
         length, work = len(lane.steps), lane.expected
         while ready and length < depth:
@@ -324,10 +286,11 @@ class Lanes:
             if statuses[step] == _READY:
                 expected = mean.get(functions[step])
                 if heavy and functions[step] in heavy:
-                    self._divert(step)
+                    self.memory.divert(ready.pop())
+                    self._look_again = True
                     continue
                 if not length:
-                    if assumed and expected is None and self._waits_for_memory(step):
+                    if assumed and expected is None and self.memory.must_wait(step):
                         break
                     work = LANE_SECONDS if expected is None else expected  # unknown: nothing goes behind it
                 elif expected is None or work + expected > LANE_SECONDS:
@@ -344,18 +307,6 @@ class Lanes:
         self._register.move_all(sent, Cause.ASSIGNED)
         lane.steps.extend(sent)
         return tuple(sent)
-
-    def _divert(self, step: int) -> None:
-        """The first of the queue is of a heavy function: it waits among those with a demand of their own."""
-        self._waiting.plain.pop()
-        self._register.demands[step] = self.needs.demand(self._register.functions[step])
-        self._waiting.join(step)
-        self._diverted = True
-
-    def _waits_for_memory(self, step: int) -> bool:
-        """Whether there is no room for what is assumed of an ordinary step."""
-        need = self._memory_of(self._register.functions[step])
-        return need > 0 and self.slots.lacks_memory(need)
 
     def _remember_room(self, lanes: Sequence[Tuple[int, int, Lane]]) -> None:
         """Work out when it will be worth while to look at the lanes again."""
@@ -390,7 +341,7 @@ class Lanes:
                 holders.add(lane.steps[0] if lane.alone else -worker)
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
-        self._check_memory()
+        self.memory.check_invariants()
         if not stopping and not self._is_reserved():
             ready = [s for s in self._waiting.plain if statuses[s] == _READY]
             head = min(ready, key=self._waiting.plain.place, default=None)
@@ -399,32 +350,52 @@ class Lanes:
             if head is not None:
                 head_function = self._register.functions[head]
                 idle = any(not self.slots.is_full(worker) for worker in self._idle_workers())
-                waits = head_function in self.needs.heavy or self._waits_for_memory(head)
+                waits = head_function in self.memory.heavy or self.memory.must_wait(head)
                 assert not idle or waits, f"step {head} could be handed out and is not"
                 room = any(self._has_room(lane, head, len(lanes)) for lane in lanes)
                 assert not room or self._stirred or self._open_steps() >= self._enough, "room would be overlooked"
 
     def _is_reserved(self) -> bool:
         """Whether a step with a demand of its own waits for what is freed next; that it can have nothing is checked."""
+        turn = _Turn(self.slots, self.memory)
         for step, demand in self._waiting.in_order():
-            demand = self._with_memory(demand)
-            worker, reserved = self.slots.choose(step, demand, self._idle_workers())
+            worker = turn.choose(step, self.memory.resolve(demand), self._idle_workers())
             assert worker is None, f"step {step} could be handed out and is not"
-            if reserved:
-                return not self._lets_pass(demand)
+            if turn.reserved:
+                return True
         return False
-
-    def _check_memory(self) -> None:
-        """What is learned is held by who runs."""
-        before = self.slots.free["memory"]
-        self._count_memory()
-        assert self.slots.free["memory"] == before, "what is learned of memory is not held"
 
     def _has_room(self, lane: Lane, step: int, workers: int) -> bool:
         """Whether `step` may go behind the others in a lane that is not empty."""
         expected, depth = self.mean.get(self._register.functions[step]), self._depth(workers)
         short = expected is not None and lane.expected + expected <= LANE_SECONDS
         return bool(lane.steps) and short and 2 * len(lane.steps) <= depth
+
+
+class _Turn:
+    """One walk over those that wait with a demand of their own. `reserved`: the last one must have what is freed next.
+    `yielded`: heavy ones did not begin, since others explore."""
+
+    def __init__(self, slots: SlotPool, memory: Admission) -> None:
+        self.reserved = self.yielded = False
+        self._slots = slots
+        self._memory = memory
+        self._explores = memory.explores()
+        self._kept = False  # one that is older than those to come waits for memory only
+
+    def choose(self, step: int, demand: Demand, idle: Iterator[int]) -> Optional[int]:
+        """The worker that runs a step with this demand now; None: it waits."""
+        if self._explores and demand.learned in self._memory.heavy:
+            self.yielded = True
+            return None
+        if self._kept and demand.memory:
+            return None
+        worker, reserved = self._slots.choose(step, demand, idle)
+        if reserved and self._memory.lets_pass(demand):
+            self._kept = True
+        else:
+            self.reserved = reserved
+        return worker
 
 
 def _by_length(entry: Tuple[int, int, Lane]) -> int:

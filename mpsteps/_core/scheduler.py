@@ -36,11 +36,10 @@ from mpsteps._core.events import (
 )
 from mpsteps._core.graph import Graph
 from mpsteps._core.lanes import Lanes
-from mpsteps._core.needs import Needs
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Node, Status
+from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 
@@ -71,7 +70,7 @@ class Scheduler:
         self._register = Register()
         self._graph = Graph()
         self._waiting = Waiting(self._register)
-        self._lanes = Lanes(self._register, self._waiting, slots, Needs(assumed))
+        self._lanes = Lanes(self._register, self._waiting, slots, assumed)
         for function, known in (seconds or {}).items():
             self._lanes.mean[function] = known
         if ahead:
@@ -141,10 +140,14 @@ class Scheduler:
         demand = self._register.demands.get(step)
         return 0 if demand is None else demand.memory
 
+    def demand(self, step: int) -> Demand:
+        """What a step holds while it runs, but for what is learned."""
+        return self._register.demands.get(step, PLAIN)
+
     def watches_memory(self, step: int) -> bool:
         """Whether it matters how much memory a step that runs uses, since nobody has declared it, and it is not known
         yet, or known to be much."""
-        return self._lanes.watches(step)
+        return self._lanes.memory.watches(step)
 
     def function(self, step: int) -> Hashable:
         """The key under which durations and memory of its like are learned."""
@@ -341,7 +344,7 @@ class Scheduler:
             commands.append(Revoke(event.worker))
 
     def _memory_learned(self, event: MemoryLearned, commands: List[Command]) -> None:
-        self._lanes.learn_memory(event.needs, event.others)
+        self._lanes.memory.learn(event.needs, event.others)
 
     def _stop_requested(self, event: StopRequested, commands: List[Command]) -> None:
         self._stop(commands)
