@@ -8,15 +8,17 @@ import time
 
 import pytest
 
-from mpsteps import STEPS_PARALLEL, FloatParam, IntParam, Protocol, step
+from mpsteps import STEPS_PARALLEL, FloatParam, IntParam, Protocol, _protocol_run, step
 from mpsteps import run as run_module
 from mpsteps._core.steps import PLAIN
 from mpsteps._demands import Demands
+from mpsteps._explain import Explainer
 from mpsteps._history import replay
 from mpsteps._journal import read_journal
 from mpsteps._learned_memory import learned_memory
 from mpsteps._memory import own_memory
 from mpsteps._proctree import descendants
+from mpsteps._report_data import analyse_last_that_ran, resources
 from mpsteps._timeline import timeline
 
 pytestmark = pytest.mark.once
@@ -168,10 +170,30 @@ def test_undeclared_steps_of_a_first_session_start_no_more_than_fit(tmp_path, mo
     together would have 2.4 GB."""
     room = 1700 * MB
     monkeypatch.setattr(run_module, "usable_memory", lambda: room)
+    monkeypatch.setattr(_protocol_run, "usable_memory", lambda: room)  # what the journal says of the machine
     folder = str(tmp_path / "run")
     with Sampler() as sampler:
         assert ProtUndeclared(workingDir=folder).run().ok
-    line = timeline(list(read_journal(os.path.join(folder, "journal.log")).records))
+    records = list(read_journal(os.path.join(folder, "journal.log")).records)
+    line = timeline(records)
     spans = line.of_session(1)
     assert 300 * MB < sampler.most < room, "what they really had at a time"
-    assert 3 <= most_at_once(spans) <= 4, "and there was no need to be more careful than that"
+    assert most_at_once(spans) == 4, "and there was no need to be more careful than that"
+    _, analysis = analyse_last_that_ran(replay(records), line)
+    sentence = next(limit.sentence for limit in analysis.limits if limit.kind == "memory")
+    assert "largeStep needs about" in sentence
+    assert "so at most 4 ran at a time" in sentence
+    assert "its function's steps took up to 3" in explained_late(records, line)
+
+
+def explained_late(records, line):
+    """What `mpsteps explain` would have said of the last large step while the one before it had just begun."""
+    large = [s.step for s in line.of_session(1) if s.func == "largeStep"]
+    last, begun = large[-1], {large[-2]}
+    cut = max(place for place, r in enumerate(records) if r[0] == "started" and begun & set(r[4]))
+    history = replay(records[: cut + 1])
+    assert history.steps[last].status == "new"
+    machine, needs = resources(history.sessions[-1], {"largeStep", "smallStep"}, learned_memory(history))
+    now = max(s.begin for s in line.of_session(1) if s.step in begun)
+    explainer = Explainer(history, timeline(records[: cut + 1], now), None, True, now, machine, needs)
+    return "\n".join(explainer.explain(last).reasons)
