@@ -17,7 +17,7 @@ from mpsteps._learned_memory import AFTER_DEATH, ASSUMED, MARGIN, need_of
 from mpsteps._memory import own_memory
 from mpsteps._proctree import descendants, process_table
 
-SOFTENS_SECONDS = 2.0
+SOFTENS_SECONDS = 4.0
 """After so many seconds half of ASSUMED is still assumed, after twice as many a third, ..."""
 GROWS_SECONDS = 30.0
 """A step that grows is expected to grow for so long, at the rate that it had between the last two looks."""

@@ -136,7 +136,7 @@ GROWTHS = {
     "after a second": at_once(3 * GB, after=1.0),
     "slowly": at_once(3 * GB, rate=0.2 * GB),
     "in the end": at_once(3 * GB, after=0.5, rate=0.3 * GB),
-    "a part first": lambda age: min(3 * GB, 0.3 * GB + max(0.0, age - 1) * GB) if age > 0.2 else age * GB,
+    "a part first": lambda age: min(3 * GB, 0.3 * GB + max(0.0, age - 1.5) * GB) if age > 0.2 else age * GB,
 }
 
 
@@ -196,7 +196,7 @@ def test_where_there_is_plenty_of_memory_nobody_waits(monkeypatch, workers):
     assert not rehearsal.looks
 
 
-@pytest.mark.parametrize(("memory", "most"), [(6 * GB, 10.0), (12 * GB, 4.0), (24 * GB, 1.5)])
+@pytest.mark.parametrize(("memory", "most"), [(6 * GB, 20.0), (12 * GB, 8.0), (24 * GB, 2.0)])
 def test_small_steps_lose_little_where_memory_is_scarce(monkeypatch, memory, most):
     """Eight workers, steps of 100 MB that take long: they all begin within so many seconds."""
     rehearsal = Rehearsal(monkeypatch, workers=8, total=memory)
