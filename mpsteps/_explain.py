@@ -14,6 +14,7 @@ from mpsteps._history import RunHistory, StepRecord
 from mpsteps._learned_memory import ASSUMED
 from mpsteps._rerun import cause_of, name_of, why_again
 from mpsteps._timeline import Span, Timeline
+from mpsteps._traffic import Traffic
 from mpsteps.report import format_bytes, format_seconds
 
 _BAD = ("failed", "lost")
@@ -71,6 +72,8 @@ class Explainer:
                 "run again. " + times(step.seconds, step.cpu_seconds, step.peak_kib)
             ])  # fmt: skip
         reasons = [times(step.seconds, step.cpu_seconds, step.peak_kib, self._worker(span))]
+        if step.traffic is not None:
+            reasons.append(amounts(step.traffic))
         reasons += self._before_it_ran(step, span)
         reasons += self._why_again(step)
         return Explanation(f"{name_of(step)} finished", reasons)
@@ -338,6 +341,14 @@ def times(
     if peak:
         parts.append(f"{format_bytes(peak * 1024)} of memory at its peak")
     return ", ".join(parts) + (f", on {worker}." if worker else ".")
+
+
+def amounts(traffic: Traffic) -> str:
+    received, returned = format_bytes(traffic.received), format_bytes(traffic.returned)
+    told = f"{received} went to its worker for it, and {returned} came back."
+    if traffic.read is None or traffic.written is None:
+        return told
+    return f"It read {format_bytes(traffic.read)} and wrote {format_bytes(traffic.written)}; {told}"
 
 
 def _seconds(seconds: float) -> str:

@@ -189,6 +189,7 @@ def _spans(line: Timeline, offsets: Sequence[float], names: _Names) -> Dict[str,
         "length": [max(0, _micro(s.end - offsets[s.session - 1]) - b) for s, b in zip(spans, begins)],
         "status": [STATUSES.index(s.status) for s in spans], "attempt": [s.attempt for s in spans],
         "cpu": [None if s.cpu is None else _micro(s.cpu) for s in spans], "peak": [s.peak_kib for s in spans],
+        "traffic": [s.traffic for s in spans],
     }  # fmt: skip
 
 
