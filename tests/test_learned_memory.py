@@ -168,7 +168,7 @@ class Sampler:
 def test_undeclared_steps_of_a_first_session_start_no_more_than_fit(tmp_path, monkeypatch):
     """Eight workers, and room for four of the steps, by what is measured of those that run and have run. All of them
     together would have 2.4 GB."""
-    room = 1700 * MB
+    room = 1850 * MB
     monkeypatch.setattr(run_module, "usable_memory", lambda: room)
     monkeypatch.setattr(_protocol_run, "usable_memory", lambda: room)  # what the journal says of the machine
     folder = str(tmp_path / "run")
