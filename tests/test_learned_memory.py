@@ -187,9 +187,9 @@ def test_undeclared_steps_of_a_first_session_start_no_more_than_fit(tmp_path, mo
 
 
 def explained_late(records, line):
-    """What `mpsteps explain` would have said of the last large step while the one before it had just begun."""
+    """What `mpsteps explain` would have said of the last large step when the fifth had just been sent."""
     large = [s.step for s in line.of_session(1) if s.func == "largeStep"]
-    last, begun = large[-1], {large[-2]}
+    last, begun = large[-1], {large[4]}
     cut = max(place for place, r in enumerate(records) if r[0] == "started" and begun & set(r[4]))
     history = replay(records[: cut + 1])
     assert history.steps[last].status == "new"
