@@ -37,11 +37,13 @@ class Piece(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a function's steps hold while they run: worker slots, bytes, cards."""
+    """What a function's steps hold while they run: worker slots, bytes, cards. `measured`: nobody has declared the
+    bytes."""
 
     cpus: int = 1
     memory: int = 0
     gpus: int = 0
+    measured: bool = False
 
 
 class Machine(NamedTuple):
@@ -78,6 +80,15 @@ def critical_path(
     return tuple(reversed(path)), total
 
 
+def most_at_once(pieces: Sequence[Piece]) -> int:
+    """How many ran together, at most."""
+    most = running = 0
+    for _, change in sorted([*((p.begin, 1) for p in pieces), *((p.end, -1) for p in pieces)]):
+        running += change
+        most = max(most, running)
+    return most
+
+
 class Account(NamedTuple):
     shares: Dict[str, float]
     blame: Dict[int, float]  # step -> idle worker seconds in which others waited for it, or it was the last
@@ -107,7 +118,7 @@ class Run:
     def need(self, func: str) -> Needs:
         """What its steps hold here: never more than there is in all, as the scheduler gives it."""
         n, m = self.needs.get(func, _PLAIN), self.machine
-        return Needs(min(n.cpus, max(1, m.workers)), min(n.memory, m.memory), min(n.gpus, m.gpus))
+        return Needs(min(n.cpus, max(1, m.workers)), min(n.memory, m.memory), min(n.gpus, m.gpus), n.measured)
 
     def _ready_at(self) -> List[float]:
         """When each piece could have begun."""

@@ -43,6 +43,7 @@ from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
 from mpsteps._logging_relay import hand_on
+from mpsteps._memory_needs import MemoryNeeds
 from mpsteps._memory_watch import MemoryWatch
 from mpsteps._rests import Rests
 from mpsteps._work import Work
@@ -63,9 +64,14 @@ the time of all steps."""
 
 
 class Coordinator:
-    """Runs steps on an engine until its work is over. One thread calls `run`; any thread may `post`."""
+    """Runs steps on an engine until its work is over. One thread calls `run`; any thread may `post`.
 
-    def __init__(self, scheduler: Scheduler, engine: Engine, work: Work) -> None:
+    `needs`: learns how much memory steps need while they run; None: nobody does.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, engine: Engine, work: Work, needs: Optional[MemoryNeeds] = None
+    ) -> None:  # fmt: skip
         self.scheduler = scheduler
         self.engine = engine
         self.work = work
@@ -80,6 +86,10 @@ class Coordinator:
         self._in_order = InOrder(lambda step: self.scheduler.status(step) in IN_FLIGHT)
         self._rests = Rests()
         self._memory = MemoryWatch()
+        self._needs = needs
+        self._looks = needs if engine.by_value and not engine.elsewhere else None  # where this process sees workers
+        if needs is not None:
+            self.handle(needs.first())
         self._deaths = Deaths()
         self.killed = False  # everything is being ended at once
         self.changes_posted = 0  # how often somebody changed the graph from outside (for who wants to notice)
@@ -114,6 +124,8 @@ class Coordinator:
                 self.handle(StepRested(step))
         if self._memory.watched:
             self._look_at_memory(now)
+        if self._looks is not None and self._looks.watched:
+            self._look_at_needs(self._looks, now)
         self._relieve_stalled(now)
         call = self.work.next_call(now)
         if call is not None and call <= now:
@@ -188,6 +200,9 @@ class Coordinator:
             times.append(call)
         if self._rests.until or self._memory.watched:
             times += [when for when in (self._rests.next_end(), self._memory.next_look()) if when is not None]
+        look = self._looks.next_look() if self._looks is not None else None
+        if look is not None:
+            times.append(look)
         times += [began + STALL_SECONDS for w, began in self._heads.items() if self.scheduler.is_crowded(w)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -222,6 +237,9 @@ class Coordinator:
             self.engine.limit_memory(worker, step, memory)
         elif memory and worker != LOCAL and self.engine.by_value:
             self._memory.begin(worker, step, self.scheduler.attempt(step), self.engine.pid(worker), memory)
+        elif self._looks is not None and worker != LOCAL and self.scheduler.watches_memory(step):
+            function, pid = self.scheduler.function(step), self.engine.pid(worker)
+            self._looks.begin(worker, step, self.scheduler.attempt(step), function, pid)
 
     def _relieve_stalled(self, now: float) -> None:
         """Take back what waits behind steps that run longer than was expected."""
@@ -324,6 +342,8 @@ class Coordinator:
                 failure = Failure(*m[4])
             else:
                 failure = work.finished(worker, pid, step, m[1], m[2], extras)
+                if self._needs is not None and extras and extras.get("peak"):
+                    self._learn_need(step, extras["peak"])
                 extras = None
             if failure is not None:
                 self._flush(worker, steps, seconds)
@@ -398,10 +418,14 @@ class Coordinator:
         self._run_of.pop(worker, None)
         self._heads.pop(worker, None)
         self._memory.end(worker)
+        if self._looks is not None:
+            self._looks.end(worker)
         if gone.began is not None:
             failure = why or gone.why or self._deaths.failure(gone.exitcode)
             failure = failure._replace(pid=gone.pid, exitcode=gone.exitcode, log=gone.log, peak_kib=gone.peak_kib)
             attempt = self.scheduler.attempt(gone.began)
+            if failure.type_name == "StepOutOfMemory" and gone.peak_kib:
+                self._learn_need(gone.began, gone.peak_kib, died=True)
             work.failed(worker, gone.pid, gone.began, attempt, 0.0, 0.0, {"peak_kib": gone.peak_kib}, failure)
         self._forget(worker, gone.began)
         work.worker_gone(worker)
@@ -431,6 +455,24 @@ class Coordinator:
         for worker, used, limit in self._memory.look(now) if due is not None and due <= now else ():
             self._condemned[worker] = used_too_much(used, limit)
             self.engine.kill(worker, signal.SIGKILL)
+
+    def _learn_need(self, step: int, kib: int, died: bool = False) -> None:
+        """A step has ended that had so much memory at its peak."""
+        if self._needs is not None and not self.scheduler.memory_of(step):
+            learned = self._needs.peak(self.scheduler.function(step), kib, died)
+            if learned is not None:
+                self.handle(learned)
+
+    def _look_at_needs(self, needs: MemoryNeeds, now: float) -> None:
+        """Look at the steps that run and whose need is not known yet, or known to be much."""
+        due = needs.next_look()
+        if due is None or due > now:
+            return
+        for worker, step, attempt in needs.running():
+            if step not in self.scheduler.lane(worker) or attempt != self.scheduler.attempt(step):
+                needs.end(worker)
+        if needs.watched:
+            self.handle(needs.look(now))
 
     def _wait(self, seconds: Optional[float]) -> List[Happening]:
         """Wait for something to happen. Time in which this process, and with it perhaps the whole run, was stopped is

@@ -28,7 +28,7 @@ def gpu_groups(gpus: Sequence[int], workers: int) -> List[Tuple[int, ...]]:
 class Demands:
     """The demand of each step of a protocol, worked out once for each function.
 
-    `learned`: bytes that steps of a function are known to need, where they declare nothing: for admission only.
+    `learned`: bytes that steps of a function were known to need when the session began.
     """
 
     def __init__(
@@ -45,11 +45,6 @@ class Demands:
         function = getattr(self._protocol, step._func, None) if isinstance(step._func, str) else step._func
         options = getattr(function, "__mpsteps__", NO_OPTIONS)
         return options if isinstance(options, StepOptions) else NO_OPTIONS
-
-    def _tokens(self, func: Any, options: StepOptions) -> Tuple[Tuple[str, int], ...]:
-        """Memory as a token is held like declared memory, but nobody is ended for using more."""
-        learned = self._learned.get(func) if type(func) is str and not options.memory else None
-        return (("memory", learned),) if learned else ()
 
     def learned(self) -> Dict[str, int]:
         """Method -> bytes that count for admission though they are not declared."""
@@ -85,11 +80,13 @@ class Demands:
                 gpus=max(options.gpus, 1 if uses_card else 0) if self._cards else 0,
                 memory=options.memory,
                 local=options.local and self._local_allowed,
-                tokens=self._tokens(step._func, options),
                 retries=options.retries,
                 alone=options.timeout is not None,
             )
-            found = PLAIN if found == PLAIN else found
+            if found == PLAIN:
+                found = PLAIN
+            elif not found.memory and not found.local:
+                found = found._replace(learned=step._funcName)
             if isinstance(step._func, str):  # other callables are not kept alive by this
                 self._known[key] = found
         return found

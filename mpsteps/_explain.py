@@ -11,8 +11,10 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from mpsteps._account import Machine, Needs
 from mpsteps._history import RunHistory, StepRecord
+from mpsteps._learned_memory import ASSUMED
 from mpsteps._rerun import cause_of, name_of, why_again
 from mpsteps._timeline import Span, Timeline
+from mpsteps._traffic import Traffic
 from mpsteps.report import format_bytes, format_seconds
 
 _BAD = ("failed", "lost")
@@ -70,6 +72,8 @@ class Explainer:
                 "run again. " + times(step.seconds, step.cpu_seconds, step.peak_kib)
             ])  # fmt: skip
         reasons = [times(step.seconds, step.cpu_seconds, step.peak_kib, self._worker(span))]
+        if step.traffic is not None:
+            reasons.append(amounts(step.traffic))
         reasons += self._before_it_ran(step, span)
         reasons += self._why_again(step)
         return Explanation(f"{name_of(step)} finished", reasons)
@@ -190,8 +194,8 @@ class Explainer:
         if need.memory and memory + min(need.memory, m.memory) > m.memory:
             holders = _ids([s.step for s, n in held if n.memory])
             yield (
-                f"It waits for memory: it needs {format_bytes(need.memory)} (declared, or measured earlier), and of "
-                f"{format_bytes(m.memory)} the running steps ({holders}) hold {format_bytes(memory)}."
+                f"It waits for memory: {self._why_so_much(step.func, need)}, and of {format_bytes(m.memory)} the "
+                f"running steps ({holders}) hold {format_bytes(memory)}."
             )
             return
         if need.gpus and sum(n.gpus for _, n in held) + min(need.gpus, m.gpus) > m.gpus:
@@ -214,7 +218,35 @@ class Explainer:
                 yield f"Longest at work: {self._state(self.steps[longest.step])}."
             yield "Of the steps that may start, those with the longest remaining path go first."
             return
-        yield "A worker is free: it is about to be sent."
+        if need.measured and any(n.measured for _, n in held):
+            yield (
+                "A worker is free: it is about to be sent. If it is not, it waits for memory: "
+                f"{self._why_so_much(step.func, need)}, and what other programs use counts, too."
+            )
+        elif not need.memory and running and self._is_unknown(step.func):
+            yield (
+                f"A worker is free, but how much memory steps of {step.func} need is not known yet: until one of them "
+                f"has ended, each counts {format_bytes(ASSUMED)} of {format_bytes(m.memory)} at first, and less the "
+                "longer they run and do not grow. @step(memory=...) says it at once."
+            )
+        else:
+            yield "A worker is free: it is about to be sent."
+
+    def _why_so_much(self, func: str, need: Needs) -> str:
+        """Why so many bytes count for a step."""
+        if not need.measured:
+            return f"it needs {format_bytes(need.memory)}, as declared"
+        peaks = [s.peak_kib for same in self.history.finished_by_digest.values() for s in same if s.func == func]
+        most = max((peak for peak in peaks if peak), default=0) * 1024
+        return (
+            f"its function's steps took up to {format_bytes(most or need.memory)} (measured, as nobody has declared "
+            f"it), so that it counts {format_bytes(need.memory)}"
+        )
+
+    def _is_unknown(self, func: str) -> bool:
+        """Whether nothing is known of its steps, where there is not so much memory that this does not matter."""
+        scarce = 0 < self.machine.memory < ASSUMED * self.machine.workers
+        return scarce and func not in self._usual and self.line.sessions[-1].info.get("engine") == "processes"
 
     def _is_ready(self, step: StepRecord) -> bool:
         return all(p not in self.steps or self.steps[p].status == "finished" for p in step.prerequisites)
@@ -309,6 +341,14 @@ def times(
     if peak:
         parts.append(f"{format_bytes(peak * 1024)} of memory at its peak")
     return ", ".join(parts) + (f", on {worker}." if worker else ".")
+
+
+def amounts(traffic: Traffic) -> str:
+    received, returned = format_bytes(traffic.received), format_bytes(traffic.returned)
+    told = f"{received} went to its worker for it, and {returned} came back."
+    if traffic.read is None or traffic.written is None:
+        return told
+    return f"It read {format_bytes(traffic.read)} and wrote {format_bytes(traffic.written)}; {told}"
 
 
 def _seconds(seconds: float) -> str:

@@ -36,7 +36,8 @@ PRAGMA synchronous = OFF;
 CREATE TABLE run (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE steps (
     id INTEGER PRIMARY KEY, function TEXT NOT NULL, arguments TEXT, status TEXT NOT NULL, worker INTEGER,
-    attempt INTEGER NOT NULL, started REAL, seconds REAL, cpu_seconds REAL, peak_kib INTEGER, error TEXT, traceback TEXT
+    attempt INTEGER NOT NULL, started REAL, seconds REAL, cpu_seconds REAL, peak_kib INTEGER, error TEXT,
+    traceback TEXT, read_bytes INTEGER, written_bytes INTEGER, received_bytes INTEGER, returned_bytes INTEGER
 );
 CREATE TABLE prerequisites (
     step INTEGER NOT NULL REFERENCES steps, prerequisite INTEGER NOT NULL REFERENCES steps,
@@ -98,7 +99,7 @@ def _fill(path: str, history: RunHistory) -> None:
         connection.executescript(_TABLES)
         connection.execute("BEGIN")
         connection.executemany("INSERT INTO run VALUES (?, ?)", _run_rows(history))
-        connection.executemany(f"INSERT INTO steps VALUES ({', '.join('?' * 12)})", map(_step_row, steps))
+        connection.executemany(f"INSERT INTO steps VALUES ({', '.join('?' * 16)})", map(_step_row, steps))
         connection.executemany(
             "INSERT OR IGNORE INTO prerequisites VALUES (?, ?)",
             ((step.id, _value(prerequisite)) for step in steps for prerequisite in step.prerequisites),
@@ -143,6 +144,7 @@ def _step_row(step: StepRecord) -> tuple[Any, ...]:
         _value(step.peak_kib),
         _value(f"{kind}: {message}" if kind and message else message or kind or None),
         _value(error.get("traceback")),
+        *(step.traffic or (None,) * 4),
     )
 
 

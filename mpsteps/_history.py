@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional
 
 from mpsteps._digest import step_digest
 from mpsteps._records import Record, unpack_bytes
+from mpsteps._traffic import Traffic, traffic_of
 from mpsteps.errors import JournalError
 
 
@@ -21,9 +22,9 @@ class StepRecord:
     `status` is new, running (in doubt when no coordinator is alive), finished, failed, lost, skipped or aborted.
     `session` (from 1) is the last one that inserted it: with `id` it is the step's key. `order` numbers the finished
     steps as they finished, over all sessions: changes of self have to be applied in this order. `worker` is a pid,
-    `started` in seconds since the epoch, `seconds` and `cpu_seconds` durations, `peak_kib` the peak memory; None
-    where unknown. `result`, `changes` and `order` are set only in finished steps, `error` only in the other final
-    ones. `doubted`: a resume reported it as in doubt.
+    `started` in seconds since the epoch, `seconds` and `cpu_seconds` durations, `peak_kib` the peak memory, `traffic`
+    what it read, wrote and moved; None where unknown. `result`, `changes` and `order` are set only in finished steps,
+    `error` only in the other final ones. `doubted`: a resume reported it as in doubt.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class StepRecord:
         "session",
         "started",
         "status",
+        "traffic",
         "worker",
     )
 
@@ -77,6 +79,7 @@ class StepRecord:
         self.seconds: Optional[float] = None
         self.cpu_seconds: Optional[float] = None
         self.peak_kib: Optional[int] = None
+        self.traffic: Optional[Traffic] = None
         self.error: Optional[dict[str, Any]] = None
         self.result: Optional[dict[str, Any]] = None
         self.changes: Optional[bytes] = None
@@ -90,7 +93,8 @@ class StepRecord:
 
 
 _OUTCOME = (
-    "attempts", "worker", "started", "order", "seconds", "cpu_seconds", "peak_kib", "result", "published", "changes",
+    "attempts", "worker", "started", "order", "seconds", "cpu_seconds", "peak_kib", "traffic", "result", "published",
+    "changes",
 )  # fmt: skip
 
 
@@ -260,12 +264,13 @@ class _Fold:
             step.attempts = max(step.attempts, operator.index(attempt))
 
     def finished(self, worker: Optional[int], time: float, steps: list[list[Any]]) -> None:
-        for step_id, seconds, cpu_seconds, peak_kib in steps:
+        for step_id, seconds, cpu_seconds, peak_kib, *more in steps:
             step = self.history.steps[step_id]
             self.finish_count += 1
             step.status, step.worker, step.error, step.order = "finished", worker, None, self.finish_count
             step.seconds, step.cpu_seconds = _number(seconds), _number(cpu_seconds)
             step.peak_kib = peak_kib if isinstance(peak_kib, int) else None
+            (step.traffic,) = map(traffic_of, more or (None,))
 
     def done(
         self, worker: Optional[int], time: float, ids: list[int], seconds: list[int], cpu_seconds: list[int]

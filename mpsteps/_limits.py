@@ -114,7 +114,7 @@ def _scarce(run: Run, account: Account, kind: str) -> Limit:
     need, m = run.need(func), run.machine
     at_once = account.most_at_once.get(func, 0)
     told = {
-        "memory": f"{func} declares (or was measured to need) {format_bytes(need.memory)} and there are "
+        "memory": f"{func} {'needs about' if need.measured else 'declares'} {format_bytes(need.memory)} and there are "
         f"{format_bytes(m.memory)}",
         "gpus": f"{func} needs {_number(need.gpus, 'graphics card')} and there are {m.gpus}",
         "cpus": f"{func} declares cpus={need.cpus} and there are {_number(m.workers, 'worker')}",
@@ -125,8 +125,9 @@ def _scarce(run: Run, account: Account, kind: str) -> Limit:
         "time."
     )
     advice = {
-        "memory": "Declare what the steps really use (mpsteps report shows peaks), make them smaller, or use a machine "
-                  "with more memory. More workers would not help.",
+        "memory": ("Make the steps smaller" if need.measured else "Declare what the steps really use (mpsteps report "
+                   "shows peaks), make them smaller")
+                  + ", or use a machine with more memory. More workers would not help.",
         "gpus": "Only more cards, or shorter steps on them, help. More workers would not.",
         "cpus": "More workers (--threads), or steps with fewer cpus, fit together better.",
     }[kind]  # fmt: skip

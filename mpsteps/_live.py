@@ -89,7 +89,7 @@ class LiveRun:
         self._lanes.setdefault(pid, deque()).extend((step, time) for step in steps)
 
     def _on_finished(self, pid: int, time: float, steps: List[List[Any]]) -> None:
-        self._finish(pid, time, [(step, float(wall)) for step, wall, _, _ in steps])
+        self._finish(pid, time, [(step, float(wall)) for step, wall, *_ in steps])
 
     def _on_done(self, pid: int, time: float, steps: List[int], wall: List[int], cpu: List[int]) -> None:
         self._finish(pid, time, [(step, w / 1e6) for step, w in zip(steps, wall)])

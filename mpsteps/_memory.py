@@ -12,6 +12,7 @@ from typing import Iterable, Optional
 from mpsteps import _machine
 
 _OWN = ("RssAnon:", "VmSwap:")
+_SHARED = ("RssFile:", "RssShmem:")
 _SHARE = ("Pss_Anon:", "SwapPss:")
 
 
@@ -21,6 +22,11 @@ def own_memory(pid: int) -> int:
     if os.path.exists("/proc/self/status"):
         return _sum(f"/proc/{pid}/status", _OWN) or 0
     return _from_psutil(pid)
+
+
+def shared_memory(pid: int) -> int:
+    """Bytes of shared memory and of files that a process maps and that are in memory; 0 where that is not told."""
+    return _sum(f"/proc/{pid}/status", _SHARED) or 0
 
 
 def fair_memory(pids: Iterable[int]) -> int:

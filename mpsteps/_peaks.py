@@ -1,17 +1,25 @@
 """The most memory that single steps had: the kernel's high-water mark, started anew after each that is looked at.
 
 Only steps that take a while are looked at: it costs about 20 microseconds, and a step of a millisecond has little time
-to use memory. The mark (`ru_maxrss`) is of all memory that a process had in RAM, shared memory and files included; of
-the programs that a step ran, that of the largest one counts, as far as the kernel tells it.
+to use memory. The mark (`ru_maxrss`) is of all memory that a process had in RAM. Where that is much, what it still maps
+of shared memory and files at the end is taken off: an array that all workers see is there once, not once for each. Of
+the programs that a step ran, the mark of the largest one counts, as far as the kernel tells it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Optional
 
+from mpsteps._memory import shared_memory
+
 LOOK_SECONDS = 0.01
 """Steps that took less are not looked at; what they use is put down to the next one that is, on the same worker."""
+
+
+MUCH_KIB = 256 * 1024
+"""Below it shared memory is not taken off: to ask for it costs as much as all else here."""
 
 
 class Peaks:
@@ -26,6 +34,8 @@ class Peaks:
         cannot be known, because the kernel does not start the mark anew and it has not risen."""
         own, programs, cpu = self._read()
         found = own if self._can_reset or own > self._own else None
+        if found is not None and found > MUCH_KIB:
+            found = max(0, found - shared_memory(os.getpid()) // 1024)
         if cpu > self._programs_cpu and (found is not None or programs > self._programs):
             found = max(found or 0, programs)
         self._own, self._programs, self._programs_cpu = own, programs, cpu

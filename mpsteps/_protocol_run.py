@@ -316,7 +316,8 @@ class ProtocolRun:
         s._ended = now
         s._started = now - seconds
         self.cpu_seconds += cpu
-        self._recorder.finished(pid, step, seconds, cpu, (extras or {}).get("peak"))
+        extras = extras or {}
+        self._recorder.finished(pid, step, seconds, cpu, extras.get("peak"), extras.get("traffic"))
         self._end_lock(step)
         return None
 

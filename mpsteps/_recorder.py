@@ -117,12 +117,15 @@ class Recorder:
         """They were recorded as started and never began: they may be sent, and recorded, again."""
         self._records.append(["returned", list(steps)])
 
-    def finished(self, pid: int, step: int, seconds: float, cpu: float, peak_kib: Optional[int] = None) -> None:
+    def finished(
+        self, pid: int, step: int, seconds: float, cpu: float, peak_kib: Optional[int] = None,
+        traffic: Optional[Sequence[Optional[int]]] = None,
+    ) -> None:  # fmt: skip
         """A step finished; several of one worker share a record."""
         if pid != self._finished_pid:
             self._close_finished()
             self._finished_pid = pid
-        self._finished.append([step, round(seconds, 6), round(cpu, 6), peak_kib])
+        self._finished.append([step, round(seconds, 6), round(cpu, 6), peak_kib, *((traffic,) if traffic else ())])
 
     def finished_all(self, pid: int, steps: Tuple[int, ...], seconds: Sequence[float], cpu: Sequence[float]) -> None:
         """Steps of one worker finished that returned and changed nothing."""

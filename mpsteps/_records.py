@@ -14,7 +14,8 @@ inserted     id, func, args, digest, prerequisites, options    any other step is
                                                                no atoms, options has wait, interactive, needsGPU
 kept         id, digest                                        a step that finished in an earlier session is taken over
 started      worker, attempt, time, [id, ...]                  steps are about to be sent to the worker with that pid
-finished     worker, time, [[id, seconds, cpu, peak KiB], ...] steps have finished
+finished     worker, time, [[id, seconds, cpu, peak KiB,       steps have finished; traffic, where it is known, is
+             traffic], ...]                                    [bytes read, written, to the worker, and back]
 done         worker, time, [id, ...], [wall, ...], [cpu, ...]  steps have finished that returned and changed nothing;
                                                                times are microseconds, integers
 result       id, {"files": [...]}, {"value": base64} or        a step returned something; a large value is in that file

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from mpsteps._account import Machine, Needs, Piece
+from mpsteps._account import Machine, Needs, Piece, most_at_once
 from mpsteps._history import RunHistory, StepRecord
+from mpsteps._learned_memory import MARGIN, need_of
 from mpsteps._limits import Analysis, analyse
 from mpsteps._rundir import RunDirectory
 from mpsteps._timeline import Session, Span, Timeline
@@ -61,12 +62,29 @@ def analyse_last_that_ran(history: RunHistory, line: Timeline) -> Tuple[int, Ana
         )
         for s in line.of_session(number)
     ]  # fmt: skip
-    machine, needs = resources(session.info, {p.func for p in pieces})
+    machine, needs = resources(session.info, {p.func for p in pieces}, _measured(pieces, session.info))
     return number, analyse(pieces, needs_of, machine, session.began, session.ended, needs, session.inserted)
 
 
-def resources(info: Dict[str, Any], funcs: Iterable[str]) -> Tuple[Machine, Dict[str, Needs]]:
-    """What a session had for its steps, and what the steps of each function hold."""
+def _measured(pieces: Sequence[Piece], info: Dict[str, Any]) -> Dict[str, int]:
+    """Function -> bytes that counted for its steps, by their own peaks. Not of those of which more ran at a time than
+    would have fitted: whoever ran them did not know, or had no choice."""
+    peaks: Dict[str, List[float]] = {}
+    for p in pieces:
+        if p.peak:
+            peaks.setdefault(p.func, []).append(MARGIN * p.peak)
+    found = {func: need_of(known) for func, known in peaks.items()}
+    memory, workers = _whole(info.get("memory")), max(1, _whole(info.get("threads")))
+    large = {func for func, need in found.items() if need * workers > memory}
+    at_once = {func: most_at_once([p for p in pieces if p.func == func]) for func in large}
+    return {func: need for func, need in found.items() if at_once.get(func, 0) * need <= max(memory, need)}
+
+
+def resources(
+    info: Dict[str, Any], funcs: Iterable[str], measured: Optional[Mapping[str, int]] = None
+) -> Tuple[Machine, Dict[str, Needs]]:
+    """What a session had for its steps, and what the steps of each function hold. `measured`: bytes that their like
+    have needed, which count where nobody has declared it and as much for every worker is not there."""
     machine = Machine(
         max(1, _whole(info.get("threads"))), _whole(info.get("cores")), _whole(info.get("memory")),
         _whole(info.get("gpus")),
@@ -76,9 +94,12 @@ def resources(info: Dict[str, Any], funcs: Iterable[str]) -> Tuple[Machine, Dict
     needs = {}
     for func in funcs:
         told = (declared or {}).get(func)
-        known = learned.get(func) if isinstance(learned, dict) else 0
+        known = _whole(learned.get(func)) if isinstance(learned, dict) else 0
+        if measured and measured.get(func, 0) * machine.workers > machine.memory > 0 and not info.get("cluster"):
+            known = measured[func]
         cpus, memory, gpus = [_whole(n) for n in told[:3]] if isinstance(told, list) and len(told) == 3 else (1, 0, 0)
-        needs[func] = Needs(max(1, cpus), memory or _whole(known), max(gpus, 1) if machine.gpus else 0)
+        cards = max(gpus, 1) if machine.gpus else 0
+        needs[func] = Needs(max(1, cpus), memory or known, cards, measured=bool(known and not memory))
     return machine, needs
 
 
@@ -168,6 +189,7 @@ def _spans(line: Timeline, offsets: Sequence[float], names: _Names) -> Dict[str,
         "length": [max(0, _micro(s.end - offsets[s.session - 1]) - b) for s, b in zip(spans, begins)],
         "status": [STATUSES.index(s.status) for s in spans], "attempt": [s.attempt for s in spans],
         "cpu": [None if s.cpu is None else _micro(s.cpu) for s in spans], "peak": [s.peak_kib for s in spans],
+        "traffic": [s.traffic for s in spans],
     }  # fmt: skip
 
 

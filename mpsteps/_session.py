@@ -22,9 +22,10 @@ from mpsteps._history import mean_seconds
 from mpsteps._image import own_class_containers
 from mpsteps._ipc.wire import Failure
 from mpsteps._journal import JournalHeader, JournalWriter, StepRecord
-from mpsteps._learned_memory import learned_memory
+from mpsteps._learned_memory import known_peaks, learned_memory
 from mpsteps._local import run_here
 from mpsteps._machine import usable_memory
+from mpsteps._memory_needs import MemoryNeeds
 from mpsteps._output import step_log
 from mpsteps._parent import PRELOAD, Parent
 from mpsteps._protocol_run import ProtocolRun
@@ -131,15 +132,23 @@ class Session:
             self.protocol, self._recorder, self.listeners, by_value, self.workers, groups, self.directory.logs,
             self.durability == "power", self._learned() if by_value else None,
         )  # fmt: skip
+        needs: Optional[MemoryNeeds] = None
         if self.cluster is None:
-            slots = SlotPool(self.workers, usable_memory(), range(len(groups)))
-        else:
+            total = usable_memory()
+            slots = SlotPool(self.workers, total, range(len(groups)))
+            if by_value:
+                needs = MemoryNeeds(total, total / self.workers, known_peaks(self.place.history))
+        else:  # each node has its own memory, and nobody looks at its processes from here
             names = cards_here(cards)
             slots = NodeSlots(named_cards(self._share_cards([card for card in cards if card in names], 1), names))
+            needs = MemoryNeeds(0, 0.0, known_peaks(self.place.history))
         seconds = mean_seconds(self.place.history)
         keep_going = bool(self.protocol.keepGoing)
-        scheduler = Scheduler(slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across)
-        work.coordinator = self._coordinator = Coordinator(scheduler, engine, work)
+        scheduler = Scheduler(
+            slots, keep_going, ahead=engine.by_value, seconds=seconds, across=engine.across,
+            assumed=needs.assumed if needs is not None and self.cluster is None else 0,
+        )  # fmt: skip
+        work.coordinator = self._coordinator = Coordinator(scheduler, engine, work, needs)
         return work
 
     def _cards(self) -> List[int]:

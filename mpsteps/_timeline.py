@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from mpsteps._records import Record
+from mpsteps._traffic import Traffic, traffic_of
 
 
 class Span(NamedTuple):
     """One attempt of one step. `worker` is a row of the session's `Session.workers`; `begin` and `end` are seconds
-    since the epoch, `cpu` seconds or None, `peak_kib` KiB or None.
+    since the epoch, `cpu` seconds or None, `peak_kib` KiB or None, `traffic` bytes or None.
 
     `status`: finished, failed, lost (its worker died), cut (the session ended, and nobody said what became of it) or
     running (in a session that is not over). `end` of the last two is the last moment of which the journal knows.
@@ -32,6 +33,7 @@ class Span(NamedTuple):
     status: str
     cpu: Optional[float] = None
     peak_kib: Optional[int] = None
+    traffic: Optional[Traffic] = None
 
 
 class Session:
@@ -121,10 +123,10 @@ class _Fold:
             self._sent[step] = (now, pid, attempt)
 
     def _on_finished(self, pid: Any, time: Any, steps: List[List[Any]]) -> None:
-        self._batch(pid, self._at(time), [(s, _time(wall) or 0.0, cpu, peak) for s, wall, cpu, peak in steps])
+        self._batch(pid, self._at(time), [(s, _time(wall) or 0.0, *more) for s, wall, *more in steps])
 
     def _on_done(self, pid: Any, time: Any, steps: List[int], wall: List[int], cpu: List[int]) -> None:
-        self._batch(pid, self._at(time), [(s, w / 1e6, c / 1e6, None) for s, w, c in zip(steps, wall, cpu)])
+        self._batch(pid, self._at(time), [(s, w / 1e6, c / 1e6) for s, w, c in zip(steps, wall, cpu)])
 
     def _on_failed(self, step: int, pid: Any, attempt: int, time: Any, error: Dict[str, Any]) -> None:
         self._unsuccessful("failed", step, self._at(time), error)
@@ -154,17 +156,18 @@ class _Fold:
         self._new.clear()
         return now
 
-    def _batch(self, pid: Any, recorded: float, steps: List[Tuple[int, float, Any, Any]]) -> None:
-        rest = sum(wall for _, wall, _, _ in steps)
+    def _batch(self, pid: Any, recorded: float, steps: List[Tuple[Any, ...]]) -> None:
+        """`steps`: id, wall time, CPU time, and maybe peak and traffic."""
+        rest = sum(step[1] for step in steps)
         left = len(steps)
-        for step, wall, cpu, peak in steps:
+        for step, wall, cpu, *more in steps:
             sent, _, attempt = self._sent.pop(step, (recorded - rest, pid, 1))
             needs = self._needs.get(step, ())
             earliest = max([sent, self._free.get(pid, 0.0), *(self._ended.get(p, 0.0) for p in needs)])
             spare = max(0.0, recorded - earliest - rest) / left
             begin = earliest + spare / 2
             self._free[pid] = begin + wall + spare / 2
-            self._span(pid, step, begin, begin + wall, attempt, "finished", _time(cpu), _whole(peak))
+            self._span(pid, step, begin, begin + wall, attempt, "finished", _time(cpu), *_more(*more))
             rest -= wall
             left -= 1
 
@@ -178,13 +181,13 @@ class _Fold:
 
     def _span(
         self, pid: Any, step: int, begin: float, end: float, attempt: int, status: str, cpu: Optional[float],
-        peak: Optional[int],
+        peak: Optional[int], traffic: Optional[Traffic] = None,
     ) -> None:  # fmt: skip
         self._ended[step] = end
         use = self._uses.setdefault(pid, [begin, end])
         use[1] = max(use[1], end)
         self.spans.append(Span(len(self.sessions), step, self._funcs.get(step, ""), self._row(pid), begin, end,
-                               attempt, status, cpu, peak))  # fmt: skip
+                               attempt, status, cpu, peak, traffic))  # fmt: skip
 
     def _row(self, pid: Any) -> int:
         if pid not in self._rows:
@@ -243,3 +246,7 @@ def _time(value: object) -> Optional[float]:
 
 def _whole(value: object) -> Optional[int]:
     return value if isinstance(value, int) else None
+
+
+def _more(peak: object = None, traffic: object = None) -> Tuple[Optional[int], Optional[Traffic]]:
+    return _whole(peak), traffic_of(traffic)

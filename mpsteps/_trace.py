@@ -62,6 +62,8 @@ def _complete(history: RunHistory, line: Timeline, span: Span, zero: float) -> D
         args["cpu_seconds"] = span.cpu
     if span.peak_kib:
         args["peak_kib"] = span.peak_kib
+    if span.traffic is not None:
+        args.update((f"{name}_bytes", n) for name, n in span.traffic._asdict().items() if n is not None)
     record = history.steps.get(span.step)
     if record is not None and span.session == len(line.sessions):  # ids of earlier sessions may mean other steps
         values = record.args if isinstance(record.args, list) else [record.args]

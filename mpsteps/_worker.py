@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
-from mpsteps import _context, _peaks
+from mpsteps import _context, _peaks, _traffic
 from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
@@ -103,6 +103,7 @@ class Worker:
         self._blocks = WorkerBlocks()
         self._relay: Optional[Relay] = None
         self._peaks: Optional[_peaks.Peaks] = None  # set for the steps of a protocol
+        self._calls: Optional[_traffic.Calls] = None  # as well
         self._context = _context.StepContext(0)
         self._cpu = time.process_time()
         self._programs_cpu = 0.0  # of programs that steps have run, as far as it is known
@@ -296,6 +297,7 @@ class Worker:
                 self._context.log = setup.get("log")
                 _context.enter_process(self._context)
                 self._peaks = _peaks.Peaks()
+                self._calls = _traffic.Calls()
             self._surroundings.take()
             self._memory_at_start = own_memory(os.getpid())
             self._reply((-wire.READY, os.getpid()))
@@ -330,7 +332,7 @@ class Worker:
         leaving = False
         if ended >= self._look_at or message[2] not in self._trusted or failure is not None:
             leaving = self._look_around(message[2], failure)
-        extras = self._with_traces(step, seconds, extras, failure is not None)
+        extras = self._with_traces(message, seconds, extras, failure is not None)
         if failure is not None:
             self._end.standing.end_apart()
             self._reply((step, seconds, used, extras, tuple(failure)))
@@ -360,16 +362,27 @@ class Worker:
                 self._after_failure()
 
     def _with_traces(
-        self, step: int, seconds: float, extras: Optional[Dict[str, Any]], failed: bool
+        self, message: Tuple[Any, ...], seconds: float, extras: Optional[Dict[str, Any]], failed: bool
     ) -> Optional[Dict[str, Any]]:
-        """`extras` of a step, with what it left outside of Python: output, and a peak of memory."""
-        if self._output is not None and self._output.has_written(seconds) and self._output.keep(step):
+        """`extras` of a step, with what it left outside of Python: output, a peak of memory, what it read and wrote."""
+        if self._output is not None and self._output.has_written(seconds) and self._output.keep(message[0]):
             extras = {**(extras or {}), "log": True}
         if self._peaks is not None and (seconds > _peaks.LOOK_SECONDS or failed):
             peak = self._peaks.of_last_step()
             if peak is not None and not failed:
                 extras = {**(extras or {}), "peak": peak}
+            if self._calls is not None:
+                calls = self._calls.of_last_step()
+                if not failed:
+                    extras = extras or {}
+                    moved = (self._size_of(message), _traffic.size(extras.values()))
+                    extras = {**extras, "traffic": (*calls, *moved)}
         return extras
+
+    def _size_of(self, message: Tuple[Any, ...]) -> int:
+        """Bytes that came with a step."""
+        results = (message[5] or {}).get("results", {})
+        return _traffic.size(message[:5]) + _traffic.size(results.values())
 
     def _is_due(self, now: float) -> bool:
         """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""

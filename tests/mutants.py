@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 MODULES = (  # in import order
-    "register", "graph", "slots", "waiting", "ahead", "ranks", "lane", "sending_ahead", "lanes", "scheduler",
+    "register", "graph", "slots", "waiting", "ahead", "ranks", "lane", "admission", "sending_ahead",
+    "lanes", "scheduler",
 )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ MUTANTS: dict[str, Mutant] = {
     "never gives graphics cards back": Mutant("slots", "self.free_gpus.extend(cards)", "pass"),
     "gives one card to two steps": Mutant("slots", "del self.free_gpus[:n_cards]", "pass"),
     "does not look whether memory is free": Mutant(
-        "slots", "if n > self.free[kind]:", 'if kind != "memory" and n > self.free[kind]:'
+        "slots", "if n > self.free[kind] and (kind", 'if kind != "memory" and n > self.free[kind] and (kind'
     ),
     "uses more CPUs than there are": Mutant("lanes", "if not length and self.slots.is_full(worker):", "if False:"),
     "keeps the slot of an empty lane": Mutant("lanes", "self.slots.give(-worker)", "pass"),
@@ -169,6 +170,31 @@ MUTANTS: dict[str, Mutant] = {
     "never trusts a lane again that has stalled": Mutant(
         "lanes", "            lane.stalled_by = 0\n", "            pass\n"
     ),
+    "counts nothing for a step of which nothing is known": Mutant(
+        "admission", "return 0 if function in self._mean or function in self._told else self.assumed", "return 0"
+    ),
+    "starts steps of which nothing is known though memory is short": Mutant(
+        "admission", "return need > 0 and self._slots.lacks_memory(need)", "return False"
+    ),
+    "waits for memory for ever": Mutant("slots", "self.free[kind] and (kind != \"memory\" or self._memory_is_held)",
+                                        "self.free[kind]"),
+    "waits for ever before anything is known": Mutant(
+        "slots", "self.free[\"memory\"] and self._memory_is_held", "self.free[\"memory\"]"
+    ),
+    "sends steps that need much memory with the others": Mutant(
+        "lanes", "if heavy and functions[step] in heavy:", "if False:"
+    ),
+    "leaves steps that need much memory alone": Mutant(
+        "lanes", "if self._look_again:\n                self._assign_special(commands)", "pass"
+    ),
+    "does not count what is learned of those that run": Mutant(
+        "admission", "        self.count_all()\n\n", "\n"
+    ),
+    "does not count what others use": Mutant("slots", 'self.free["memory"] += self.others - n', "pass"),
+    "does not count the memory of who comes next in a lane": Mutant(
+        "lanes", "if self.memory.heavy:  # they were sent before that was known", "if False:"
+    ),
+    "goes on to count what was assumed": Mutant("lanes", "self.memory.count_all()", "pass"),
     "leaves steps behind one that stalls": Mutant("scheduler", "commands.append(Revoke(event.worker))", "pass"),
 }
 

@@ -47,11 +47,17 @@ class World:
 
     def __init__(
         self, keep_going: bool = False, ahead: bool = False, scheduler: Any = Scheduler, slots: Any = SlotPool,
-        check_every: int = 1, across: bool = False,
+        check_every: int = 1, across: bool = False, assumed: int = 0,
     ) -> None:  # fmt: skip
         totals = {kind: n for kind, n in TOTALS.items() if kind not in ("cpus", "memory")}
         slots = slots(TOTALS["cpus"], TOTALS["memory"], GPUS, totals)
-        self.scheduler = scheduler(slots, keep_going, ahead, across=across)
+        self.scheduler = scheduler(slots, keep_going, ahead, across=across, assumed=assumed)
+        self.assumed = assumed
+        self.memory_told: Dict[int, int] = {}  # function -> bytes, as somebody outside has measured them
+        self.others = 0  # bytes that are in use by something else
+        self.share = TOTALS["memory"] / TOTALS["cpus"]  # those that a worker may have, when something was last told
+        self.timed: Set[int] = set()  # functions of which a duration was told
+        self.waited_for_memory = 0
         self.keep_going = keep_going
         self.stopping = False
         self.workers: Dict[int, SimulatedWorker] = {LOCAL: SimulatedWorker()}
@@ -96,6 +102,8 @@ class World:
         if interactive:
             self.interactive.add(step)
             self.demand[step] = demand = demand._replace(alone=True)  # nothing may follow it into its lane
+        if self.assumed and demand != PLAIN and not demand.memory and not demand.local:
+            self.demand[step] = demand = demand._replace(learned=function)
         if demand != PLAIN and not demand.gpus and not demand.tokens:
             self.proud.append(step)
         self._tell(ev.StepAdded(step, prerequisites, held, demand, function), skipped=self._hopeless([step]))
@@ -259,6 +267,8 @@ class World:
                 if not plain:
                     w.heard, self.told[step] = w.apart_at[step], self.events
             seconds = tuple(SECONDS[self.function[s]] for s in now) if timed else ()
+            if timed:
+                self.timed.update(self.function[s] for s in now)
             event = ev.StepsFinished(worker, tuple(now), seconds, plain)
             self._tell(event, closed=dict.fromkeys(now, Status.FINISHED))
             for step in now:
@@ -345,6 +355,13 @@ class World:
         """It is time for the next attempt."""
         self.resting.remove(step)
         self._tell(ev.StepRested(step))
+
+    def learn_memory(self, needs: Dict[int, int], others: int) -> None:
+        """Somebody has measured what steps need."""
+        self.memory_told.update(needs)
+        self.others = min(others, TOTALS["memory"])
+        self.share = max(0, TOTALS["memory"] - self.others) / TOTALS["cpus"]
+        self._tell(ev.MemoryLearned(needs, others))
 
     def stop(self) -> None:
         self.stopping = True
@@ -449,8 +466,37 @@ class World:
             alone = len(together) == 1
             assert alone or all(self.demand[s] == PLAIN for s in together), f"steps {together} share a lane"
         assert all(self.demand[s].local == (worker == LOCAL) for s in steps), f"{command} in the wrong place"
+        if len(together) == len(steps) if worker != LOCAL else False:
+            self._check_memory(steps[0])
         w.lane.extend(steps)
         self._check_slots()
+
+    def _memory(self, step: int) -> int:
+        """Bytes that count for a step, by these books."""
+        demand, function = self.demand[step], self.function[step]
+        if demand.memory or demand.local or (demand != PLAIN and demand.learned is None):
+            need = demand.memory
+        elif function in self.memory_told:
+            told = self.memory_told[function]
+            need = told if told > self.share else 0
+        else:
+            need = 0 if function in self.timed else self.assumed
+        return min(need, TOTALS["memory"])
+
+    def _memory_held(self) -> int:
+        heads = [s for n, w in self.workers.items() for s in [*w.done, *w.lane][: None if n == LOCAL else 1]]
+        return sum(map(self._memory, heads))
+
+    def _check_memory(self, step: int) -> None:
+        """A step that is about to begin finds what it is known to need; or nobody else has any."""
+        need, held = self._memory(step), self._memory_held()
+        assert not need or not held or need + held + self.others <= TOTALS["memory"], f"{step}: {need}, {held} are held"
+
+    def count_waiting(self) -> None:
+        """How often a step had to wait for memory that nobody has declared while a worker was free."""
+        idle = [n for n, w in self.workers.items() if n != LOCAL and not w.lane and not w.done]
+        ready = (s for s in self.needs if self.scheduler.status(s) is Status.READY and not self.demand[s].memory)
+        self.waited_for_memory += bool(idle and not self.stopping and any(map(self._memory, ready)))
 
     def _check_slots(self) -> None:
         """What runs does not hold more than there is (a step that asks for more than there is gets all of it)."""
@@ -471,6 +517,10 @@ class World:
     def _check_fairness(self, commands: List[ev.Command]) -> None:
         """While a step waits for CPUs, memory or an idle worker, plain ones leave room for it."""
         plain = [c for c in commands if type(c) is ev.Dispatch and self.demand[c.steps[0]] == PLAIN]
+        plain = [c for c in plain if self.scheduler.demand(c.steps[0]).learned is None]  # they stood in the same queue
+        waits = (s for s in self.needs if self.scheduler.status(s) is Status.READY and not self.demand[s].memory)
+        if self.assumed and any(map(self._memory, waits)):
+            return  # plain ones may pass a step that waits for memory, and so do not leave room for who is behind it
         if plain and self.proud:
             starving = [s for s in self.proud if s not in self.fate and self.scheduler.status(s) is Status.READY]
             assert not starving, f"{plain} overtakes steps {starving}"
@@ -478,6 +528,8 @@ class World:
     def check(self) -> None:
         """The scheduler agrees with itself, and about the lanes with the world."""
         self.scheduler.check_invariants()
+        if self.assumed:
+            self.count_waiting()
         for worker, w in self.workers.items():
             told = self.scheduler.lane(worker)
             mine = [*w.done, *w.lane]

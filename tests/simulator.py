@@ -2,8 +2,9 @@
 
 A random graph, workers that come, die and are replaced, steps that fail, cannot travel, are given back and are tried
 again; steps that are inserted, held, released and given new prerequisites while others run; a journal that restores
-some; a stop at any moment. After every event the scheduler's invariants are checked and its commands compared with the
-books of `simulated_world.World`. A failure is repeated by its seed.
+some; a stop at any moment; in some worlds, memory that is learned while steps run. After every event the scheduler's
+invariants are checked and its commands compared with the books of `simulated_world.World`. A failure is repeated by its
+seed.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class _Story:
             stop=r.choice((0.0, 0.0, 0.1)), interactive=r.choice((0.0, 0.0, 0.0, 0.02)),
         )  # fmt: skip
         ahead = r.random() < 0.6
+        self.m = m = random.Random(f"memory {seed}")  # of its own, so that seeds mean what they meant before
+        self.learns = m.choice((0.0, 0.0, 0.1, 0.3))
+        world.setdefault("assumed", m.choice((20, 40, 60, 200)) if self.learns else 0)
         self.world = World(r.random() < 0.6, ahead=ahead, across=ahead and r.random() < 0.7, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random", "stencil", "stencil"))
         self.timed = r.random() < 0.9
@@ -135,7 +139,9 @@ class _Story:
 
     def _something_happens(self) -> None:
         world, r, chances = self.world, self.r, self.chances
-        if len(world.needs) < self.size and r.random() < 0.3:
+        if self.learns and self.m.random() < self.learns:
+            self._learn_memory()
+        elif len(world.needs) < self.size and r.random() < 0.3:
             self._insert()
         elif r.random() < 0.15:
             self._somebody_changes_the_graph()
@@ -148,6 +154,12 @@ class _Story:
         else:
             worker = r.choice(list(world.workers))
             self._work(worker)
+
+    def _learn_memory(self) -> None:
+        """Somebody has looked: at some functions, or at the machine only."""
+        m = self.m
+        needs = {m.choice(self.functions): m.choice((0, 5, 20, 34, 50, 101, 10**6)) for _ in range(m.randint(0, 2))}
+        self.world.learn_memory(needs, m.choice((0, 0, 0, 30, 90, 10**6)))
 
     def _somebody_changes_the_graph(self) -> None:
         world, r, chances = self.world, self.r, self.chances

@@ -13,6 +13,8 @@ from mpsteps._account import Machine, Needs
 from mpsteps._digest import step_digest
 from mpsteps._explain import Explainer
 from mpsteps._history import replay
+from mpsteps._learned_memory import learned_memory
+from mpsteps._report_data import resources
 from mpsteps._timeline import timeline
 
 pytestmark = pytest.mark.once
@@ -73,12 +75,39 @@ def test_what_could_start_says_which_slot_is_missing():
     assert "All its prerequisites have finished." in text
     assert "all 2 worker slots are taken, by steps 1, 2; 1 step more could start, too." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4, memory=10 * 10**9), {"big": Needs(memory=4 * 10**9)})
-    assert "It waits for memory: it needs 4.0 GB (declared, or measured earlier), and of 10.0 GB" in text
+    assert "It waits for memory: it needs 4.0 GB, as declared, and of 10.0 GB" in text
     assert "the running steps (1, 2) hold 8.0 GB." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4, gpus=2), {"big": Needs(gpus=1)})
     assert "It waits for a graphics card: all 2 are in use by steps 1, 2." in text
     text, _ = explained(records, 3, 101.0, None, Machine(4))
     assert "A worker is free" in text
+
+
+def test_what_waits_for_memory_that_nobody_has_declared_says_what_its_like_took():
+    """Measured, in this session or before; or not known yet."""
+    info = {**session()[1], "engine": "processes", "memory": 10**9, "threads": 4}
+    records = [["protocol", info], ["steps", 1, "big", [[n] for n in range(6)], [[]] * 6],
+               ["steps", 7, "other", [[]], [[]]], ["started", 7, 1, 100.0, [1]],
+               ["started", 8, 1, 100.0, [2]]]  # fmt: skip
+    machine, needs = resources(info, {"big", "other"}, learned_memory(replay(records)))
+    text, _ = explained(records, 3, 101.0, None, machine, needs)
+    assert "how much memory steps of big need is not known yet: until one of them has ended, each counts 4" in text
+    records += [["finished", 7, 102.0, [[1, 2.0, 2.0, 300_000]]], ["started", 7, 1, 102.0, [3]]]
+    machine, needs = resources(info, {"big", "other"}, learned_memory(replay(records)))
+    assert needs["big"] == Needs(memory=368_640_000, measured=True)
+    assert needs["other"] == Needs()
+    text, _ = explained(records, 4, 103.0, None, machine, needs)
+    assert "It waits for memory: its function's steps took up to 307 MB (measured, as nobody has declared it)" in text
+    assert "so that it counts 369 MB, and of 1.0 GB the running steps (2, 3) hold 737 MB." in text
+    records += [["finished", 8, 103.0, [[2, 3.0, 2.0, 300_000]]]]
+    text, _ = explained(records, 4, 103.1, None, machine, needs)
+    assert "A worker is free: it is about to be sent. If it is not, it waits for memory: its function's steps" in text
+
+
+def test_what_is_declared_wins_over_what_was_measured():
+    info = {"threads": 4, "memory": 10**9, "needs": {"big": [1, 5 * 10**8, 0]}, "learned": {"old": 3 * 10**8}}
+    _, needs = resources(info, {"big", "old", "small"}, {"big": 9 * 10**8, "small": 10**8})
+    assert needs == {"big": Needs(1, 5 * 10**8), "old": Needs(1, 3 * 10**8, measured=True), "small": Needs()}
 
 
 def test_what_waits_in_a_lane_or_is_held_says_so():

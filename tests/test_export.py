@@ -47,7 +47,7 @@ def test_the_steps_are_there_to_be_asked_about(tmp_path, history):
     path = tmp_path / "run.sqlite"
     export_sqlite(history, path)
     assert query(path, "SELECT * FROM steps WHERE id = 1") == [
-        (1, "ctfStep", '["mic µ 漢.mrc"]', "finished", 77, 1, 100.5, 2.5, 2.25, 2048, None, None)
+        (1, "ctfStep", '["mic µ 漢.mrc"]', "finished", 77, 1, 100.5, 2.5, 2.25, 2048, *[None] * 6)
     ]
     assert query(path, "SELECT arguments, status, error, traceback FROM steps WHERE id = 2") == [
         ('{"not": ["text"]}', "failed", "ValueError: no\x00pe", "Traceback µ")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
 
-from mpsteps import STEPS_PARALLEL, IntParam, Protocol, step
+from mpsteps import STEPS_PARALLEL, FloatParam, IntParam, Protocol, _protocol_run, step
 from mpsteps import _session as session_module
+from mpsteps._core.steps import PLAIN
 from mpsteps._demands import Demands
+from mpsteps._explain import Explainer
 from mpsteps._history import replay
 from mpsteps._journal import read_journal
 from mpsteps._learned_memory import learned_memory
+from mpsteps._memory import own_memory
+from mpsteps._proctree import descendants
+from mpsteps._report_data import analyse_last_that_ran, resources
 from mpsteps._timeline import timeline
 
 pytestmark = pytest.mark.once
@@ -65,6 +71,10 @@ class ProtLarge(Protocol):
     def declaredStep(self, i):
         pass
 
+    @step(retries=2)
+    def triedStep(self, i):
+        pass
+
     def smallStep(self, i):
         pass
 
@@ -75,8 +85,11 @@ def test_what_is_declared_wins_and_nothing_that_is_learned_is_a_limit():
     protocol._insertFunctionStep(protocol.largeStep, 1, prerequisites=[])
     protocol._insertFunctionStep(protocol.declaredStep, 1, prerequisites=[])
     large, declared = (demands.of(s) for s in protocol._steps)
-    assert (large.memory, large.tokens) == (0, (("memory", 500),))
-    assert (declared.memory, declared.tokens) == (10**6, ())
+    assert large is PLAIN, "it waits as all others, until it is found to need much"
+    assert (declared.memory, declared.learned) == (10**6, None)
+    protocol._insertFunctionStep(protocol.triedStep, 1, prerequisites=[])
+    tried = demands.of(protocol._steps[-1])
+    assert (tried.memory, tried.retries, tried.learned) == (0, 2, "triedStep")
     assert demands.learned() == {"largeStep": 500}
 
 
@@ -99,3 +112,88 @@ def test_a_resumed_run_starts_no_more_than_fit(tmp_path, monkeypatch):
 def most_at_once(spans):
     large = [s for s in spans if s.func == "largeStep"]
     return max(sum(other.begin <= s.begin < other.end for other in large) for s in large)
+
+
+class ProtUndeclared(Protocol):
+    """Each step has 300 MB, a part at a time, and notes what all workers of the run have then."""
+
+    stepsExecutionMode = STEPS_PARALLEL
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        form.addParam("count", IntParam, default=12)
+        form.addParam("idle", FloatParam, default=0.0)
+        form.addParallelSection(threads=8)
+
+    def _insertAllSteps(self):
+        for i in range(self.count.get()):
+            self._insertFunctionStep(self.largeStep, i, prerequisites=[])
+        for i in range(200):
+            self._insertFunctionStep(self.smallStep, i, prerequisites=[])
+
+    def largeStep(self, i):
+        time.sleep(self.idle.get())
+        parts = []
+        for _ in range(15):
+            parts.append(bytearray(b"x" * (10 * MB)) * 2)
+            time.sleep(0.02)
+        return sum(map(len, parts))
+
+    def smallStep(self, i):
+        pass
+
+
+class Sampler:
+    """The most memory that the workers of this process had together, looked at again and again while the run lasts."""
+
+    def __init__(self):
+        self.most = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join(10)
+
+    def _look(self):
+        while not self._over.wait(0.02):
+            self.most = max(self.most, sum(map(own_memory, descendants(os.getpid()))))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks of single steps need Linux")
+def test_undeclared_steps_of_a_first_session_start_no_more_than_fit(tmp_path, monkeypatch):
+    """Eight workers, and room for four of the steps, by what is measured of those that run and have run. All of them
+    together would have 2.4 GB."""
+    room = 1850 * MB
+    monkeypatch.setattr(session_module, "usable_memory", lambda: room)
+    monkeypatch.setattr(_protocol_run, "usable_memory", lambda: room)  # what the journal says of the machine
+    folder = str(tmp_path / "run")
+    with Sampler() as sampler:
+        assert ProtUndeclared(workingDir=folder).run().ok
+    records = list(read_journal(os.path.join(folder, "journal.log")).records)
+    line = timeline(records)
+    spans = line.of_session(1)
+    assert 300 * MB < sampler.most < room, "what they really had at a time"
+    assert most_at_once(spans) == 4, "and there was no need to be more careful than that"
+    _, analysis = analyse_last_that_ran(replay(records), line)
+    sentence = next(limit.sentence for limit in analysis.limits if limit.kind == "memory")
+    assert "largeStep needs about" in sentence
+    assert "so at most 4 ran at a time" in sentence
+    assert "its function's steps took up to 3" in explained_late(records, line)
+
+
+def explained_late(records, line):
+    """What `mpsteps explain` would have said of the last large step when the fifth had just been sent."""
+    large = [s.step for s in line.of_session(1) if s.func == "largeStep"]
+    last, begun = large[-1], {large[4]}
+    cut = max(place for place, r in enumerate(records) if r[0] == "started" and begun & set(r[4]))
+    history = replay(records[: cut + 1])
+    assert history.steps[last].status == "new"
+    machine, needs = resources(history.sessions[-1], {"largeStep", "smallStep"}, learned_memory(history))
+    now = max(s.begin for s in line.of_session(1) if s.step in begun)
+    explainer = Explainer(history, timeline(records[: cut + 1], now), None, True, now, machine, needs)
+    return "\n".join(explainer.explain(last).reasons)

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
+from mpsteps._core import events as ev
 from mpsteps._core.events import (
     Command,
     Dispatch,
@@ -265,3 +266,30 @@ def test_a_message_that_is_missing_or_comes_twice_is_noticed() -> None:
     for wrong in (frames[0] + frames[2], frames[0] + frames[0], frames[1]):
         with pytest.raises(EngineError, match="the connection is damaged"):
             FrameReader().feed(wrong)
+
+
+def test_memory_that_is_learned_counts_on_the_node_where_a_step_runs() -> None:
+    """Two nodes of 100 bytes with three workers each: two steps of 40 fit on each, whoever has declared nothing. A need
+    that has grown counts for those that run, too."""
+    scheduler = Scheduler(NodeSlots(), seconds={"f": 1.0})
+    for worker in range(1, 7):
+        scheduler.handle(ev.WorkerReady(worker, Node((worker - 1) // 3, 3, 100)))
+    scheduler.handle(ev.MemoryLearned({"f": 40}))
+    scheduler.handle(ev.StepsAdded(1, [()] * 9, "f"))
+    assert busy(scheduler) == [2, 2]
+
+    scheduler.handle(ev.MemoryLearned({"f": 60}))
+    scheduler.check_invariants()
+    first = next(worker for worker, lane in scheduler.lanes() if lane)
+    scheduler.handle(ev.StepsFinished(first, scheduler.lane(first), (1.0,)))
+    assert busy(scheduler) == [1, 2], "one of 60 is there still"
+
+    scheduler.handle(ev.MemoryLearned({"f": 10}))
+    assert busy(scheduler) == [3, 3], "it is light now"
+    scheduler.check_invariants()
+
+
+def busy(scheduler: Scheduler) -> List[int]:
+    """How many workers of each node have something to do."""
+    running = [worker for worker, lane in scheduler.lanes() if lane]
+    return [sum((worker - 1) // 3 == node for worker in running) for node in (0, 1)]

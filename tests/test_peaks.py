@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from mpsteps import STEPS_PARALLEL, Protocol
 from mpsteps._journal import read_journal
+from mpsteps._memory import own_memory
 from mpsteps._peaks import Peaks
 
 MB = 1000 * 1000
@@ -31,12 +33,26 @@ def test_the_mark_is_of_one_step_not_of_those_before():
     assert after < large - 200_000
 
 
+@NEEDS_RESET
+def test_shared_memory_is_not_the_steps_own():
+    """An array that all workers map is there once; or each of them would be taken to need it anew."""
+    peaks = Peaks()
+    if not peaks._can_reset:
+        pytest.skip("this kernel does not start the mark anew")
+    with mmap.mmap(-1, 400 * MB) as shared:
+        shared.write(b"x" * (400 * MB))
+        assert peaks.of_last_step() * 1024 > 350 * MB, "the text that was written"
+        own = bytearray(300 * MB)
+        alone, held = peaks.of_last_step(), own_memory(os.getpid())
+    assert 290 * MB < alone * 1024 < held + 100 * MB, len(own)
+
+
 def test_where_the_mark_cannot_be_started_anew_only_a_higher_one_tells(monkeypatch):
     monkeypatch.setattr(Peaks, "_reset", staticmethod(lambda: False))
     peaks = Peaks()
     assert peaks.of_last_step() is None
     monkeypatch.setattr(Peaks, "_read", staticmethod(lambda: (10**9, 0, 0.0)))
-    assert peaks.of_last_step() == 10**9
+    assert peaks.of_last_step() == pytest.approx(10**9, rel=1e-3), "but for what is shared"
     assert peaks.of_last_step() is None
 
 

@@ -16,6 +16,7 @@ StepInteractive           Closed, Revoke
 StepsReturned             Dispatch
 WorkerLost                Closed, Retry, Dispatch, Revoke
 LaneStalled               Revoke, Dispatch
+MemoryLearned             Dispatch
 StopRequested             Revoke
 ========================  ====================================================================
 
@@ -146,13 +147,22 @@ class LaneStalled(NamedTuple):
     step: int
 
 
+class MemoryLearned(NamedTuple):
+    """So many bytes each step of these functions needs, as far as is known by now; nobody has declared it. `others`:
+    bytes that are in use by what is not counted here: other programs, the coordinator, steps of which little is
+    expected."""
+
+    needs: Mapping[Hashable, int]
+    others: int = 0
+
+
 class StopRequested(NamedTuple):
     """No new step may start; those that run go on."""
 
 
 Event = Union[
     StepAdded, StepsAdded, PrerequisitesAdded, StepReleased, StepHeld, StepRestored, StepRested, WorkerReady,
-    StepsFinished, StepFailed, StepInteractive, StepsReturned, WorkerLost, LaneStalled, StopRequested,
+    StepsFinished, StepFailed, StepInteractive, StepsReturned, WorkerLost, LaneStalled, MemoryLearned, StopRequested,
 ]  # fmt: skip
 
 

@@ -9,12 +9,15 @@ lane is `stalled`: nothing more goes there until it has ended, and what is behin
 A step with a demand of its own (several CPUs, memory, tokens, a timeout) always has its lane to itself. One that lacks
 CPU or memory slots keeps what is freed from younger steps (otherwise it would starve); one that lacks a graphics card
 or a token does not.
+
+What steps need of the memory that declare none of it is learned while they run: see `admission`.
 """
 
 from __future__ import annotations
 
 from typing import Deque, Dict, Hashable, Iterator, List, Optional, Sequence, Tuple
 
+from mpsteps._core.admission import Admission
 from mpsteps._core.ahead import Ahead
 from mpsteps._core.events import Command, Dispatch, Running
 from mpsteps._core.lane import LANE_DEPTH, LANE_SECONDS, Lane
@@ -40,7 +43,7 @@ class Lanes:
     slot (under minus the worker's id), or its only step holds what it demands.
     """
 
-    def __init__(self, register: Register, waiting: Waiting, slots: SlotPool) -> None:
+    def __init__(self, register: Register, waiting: Waiting, slots: SlotPool, assumed: int = 0) -> None:
         self.slots = slots
         self._register = register
         self._waiting = waiting
@@ -48,6 +51,8 @@ class Lanes:
         self.ahead: Optional[Ahead] = None  # who may follow whom into a lane; None: nobody
         self.ranks: Optional[Ranks] = None  # which ready step goes first; None: the first inserted
         self.mean: Dict[Hashable, float] = {}  # function -> running mean of its duration, seconds
+        self.memory = Admission(register, waiting, slots, self._lanes, self.mean, assumed)
+        self._look_again = False  # at those with a demand: an ordinary step has joined them, or some let others explore
         # A step that joins the queue behind its first one changes nothing, unless it raises the even share so far that
         # a lane takes more. These words make that test cheap: it is made for every step added.
         self._stirred = True  # something else has happened since the lanes were last filled
@@ -78,6 +83,7 @@ class Lanes:
         """`worker`, on that node, can take steps."""
         self._lanes[worker] = Lane()
         self.slots.join(worker, node)
+        self.memory.weigh()  # where there are several nodes, this one may have less
 
     def close(self, worker: int, commands: List[Command]) -> Tuple[int, ...]:
         """`worker` is gone; the steps that it leaves behind, in lane order."""
@@ -113,6 +119,8 @@ class Lanes:
             self.slots.give(-worker)
         else:
             lane.expected *= len(queue) / before
+            if self.memory.heavy:  # they were sent before that was known
+                self.memory.count(worker, lane)
             if self._register.statuses[queue[0]] == _DISPATCHED:
                 self._begin(worker, queue[0], commands)
 
@@ -159,6 +167,8 @@ class Lanes:
             now = sum(seconds[first:end]) / (end - first)
             old = mean.get(f)
             mean[f] = new = now if old is None else now + (old - now) * (1 - LEARNING_RATE) ** (end - first)
+            if old is None and self.memory.assumed:
+                self.memory.count_all()
             if self.ranks is not None:
                 self.ranks.learned(f, new)
             if self.ahead is not None:
@@ -175,6 +185,8 @@ class Lanes:
             return
         if self._waiting.plain and (self._stirred or self._open_steps() >= self._enough):
             self._assign_plain(commands)
+            if self._look_again:
+                self._assign_special(commands)
         if self.ahead is not None and stirred and self.ahead.look(self._open_steps(), len(self._lanes) - 1):
             self._assign_ahead(self.ahead, commands)
 
@@ -184,22 +196,29 @@ class Lanes:
 
     def _assign_special(self, commands: List[Command]) -> bool:
         """Hand out steps with a demand of their own; True: one of them must have what is freed next."""
+        while True:
+            turn = self._walk_special(commands)
+            if not turn.yielded or self.memory.explores():
+                break  # else those that yielded can go on
+        self._look_again = turn.yielded
+        return turn.reserved
+
+    def _walk_special(self, commands: List[Command]) -> _Turn:
         waiting = self._waiting
         passed: List[Tuple[int, Demand]] = []
-        reserved = False
+        turn = _Turn(self.slots, self.memory)
         head = waiting.oldest_special()
-        while head is not None:
-            worker, reserved = self.slots.choose(head.step, head.demand, self._idle_workers())
-            if reserved:
-                break
+        while head is not None and not turn.reserved:
+            demand = self.memory.resolve(head.demand)
+            worker = turn.choose(head.step, demand, self._idle_workers())
             if worker is None:
                 passed.append(waiting.pass_over())
             else:
-                self._send(worker, head.step, head.demand, commands)
+                self._send(worker, head.step, demand, commands)
                 waiting.take(head.demand)
             head = waiting.oldest_special()
         waiting.look_again(passed)
-        return reserved
+        return turn
 
     def _idle_workers(self) -> Iterator[int]:
         return (worker for worker, lane in self._lanes.items() if worker != LOCAL and not lane.steps)
@@ -231,6 +250,8 @@ class Lanes:
                 commands.append(Dispatch(worker, sent))
                 if not length:
                     self.slots.take(-worker, PLAIN, worker)
+                    if self.memory.assumed:
+                        self.memory.count(worker, lane)
                     self._begin(worker, sent[0], commands)
                 if self.ahead is not None and lane.expected < LANE_SECONDS:
                     self.ahead.follow_all(worker, sent, len(lanes), lane.sent)
@@ -239,7 +260,10 @@ class Lanes:
     def _assign_ahead(self, ahead: Ahead, commands: List[Command]) -> None:
         """Send blocked steps behind what they wait for, as far as lanes of short steps have room."""
         lanes = {w: lane for w, lane in self._lanes.items() if w != LOCAL and lane.open}
-        for worker, step in SendingAhead(ahead, self._register, self.slots, self.mean, lanes).run(commands):
+        mean, heavy = self.mean, self.memory.heavy
+        if heavy:  # their steps do not follow anybody
+            mean = {function: seconds for function, seconds in mean.items() if function not in heavy}
+        for worker, step in SendingAhead(ahead, self._register, self.slots, mean, lanes).run(commands):
             self._begin(worker, step, commands)
 
     def _open_steps(self) -> int:
@@ -254,13 +278,20 @@ class Lanes:
         """Move ready steps to `lane` while they are known to be short; at least one if it is empty."""
         ready, mean = self._waiting.plain, self.mean
         statuses, functions = self._register.statuses, self._register.functions
+        heavy, assumed = self.memory.heavy, self.memory.assumed
         sent: List[int] = []
         length, work = len(lane.steps), lane.expected
         while ready and length < depth:
             step = ready.first()
             if statuses[step] == _READY:
                 expected = mean.get(functions[step])
+                if heavy and functions[step] in heavy:
+                    self.memory.divert(ready.pop())
+                    self._look_again = True
+                    continue
                 if not length:
+                    if assumed and expected is None and self.memory.must_wait(step):
+                        break
                     work = LANE_SECONDS if expected is None else expected  # unknown: nothing goes behind it
                 elif expected is None or work + expected > LANE_SECONDS:
                     break
@@ -310,23 +341,27 @@ class Lanes:
                 holders.add(lane.steps[0] if lane.alone else -worker)
         assert self.slots.holders() == holders, f"slots are held by {self.slots.holders()}, not by {holders}"
         self.slots.check_invariants()
+        self.memory.check_invariants()
         if not stopping and not self._is_reserved():
             ready = [s for s in self._waiting.plain if statuses[s] == _READY]
             head = min(ready, key=self._waiting.plain.place, default=None)
             assert head == self._waiting.first_plain(), f"step {head} goes first, not {self._waiting.first_plain()}"
             lanes = [lane for worker, lane in self._lanes.items() if worker != LOCAL and lane.open]
             if head is not None:
+                head_function = self._register.functions[head]
                 idle = any(not self.slots.is_full(worker) for worker in self._idle_workers())
-                assert not idle, f"step {head} could be handed out and is not"
+                waits = head_function in self.memory.heavy or self.memory.must_wait(head)
+                assert not idle or waits, f"step {head} could be handed out and is not"
                 room = any(self._has_room(lane, head, len(lanes)) for lane in lanes)
                 assert not room or self._stirred or self._open_steps() >= self._enough, "room would be overlooked"
 
     def _is_reserved(self) -> bool:
         """Whether a step with a demand of its own waits for what is freed next; that it can have nothing is checked."""
+        turn = _Turn(self.slots, self.memory)
         for step, demand in self._waiting.in_order():
-            worker, reserved = self.slots.choose(step, demand, self._idle_workers())
+            worker = turn.choose(step, self.memory.resolve(demand), self._idle_workers())
             assert worker is None, f"step {step} could be handed out and is not"
-            if reserved:
+            if turn.reserved:
                 return True
         return False
 
@@ -335,6 +370,32 @@ class Lanes:
         expected, depth = self.mean.get(self._register.functions[step]), self._depth(workers)
         short = expected is not None and lane.expected + expected <= LANE_SECONDS
         return bool(lane.steps) and short and 2 * len(lane.steps) <= depth
+
+
+class _Turn:
+    """One walk over those that wait with a demand of their own. `reserved`: the last one must have what is freed next.
+    `yielded`: heavy ones did not begin, since others explore."""
+
+    def __init__(self, slots: SlotPool, memory: Admission) -> None:
+        self.reserved = self.yielded = False
+        self._slots = slots
+        self._memory = memory
+        self._explores = memory.explores()
+        self._kept = False  # one that is older than those to come waits for memory only
+
+    def choose(self, step: int, demand: Demand, idle: Iterator[int]) -> Optional[int]:
+        """The worker that runs a step with this demand now; None: it waits."""
+        if self._explores and demand.learned in self._memory.heavy:
+            self.yielded = True
+            return None
+        if self._kept and demand.memory:
+            return None
+        worker, reserved = self._slots.choose(step, demand, idle)
+        if reserved and self._memory.lets_pass(demand):
+            self._kept = True
+        else:
+            self.reserved = reserved
+        return worker
 
 
 def _by_length(entry: Tuple[int, int, Lane]) -> int:

@@ -6,6 +6,7 @@ reserved for it: nothing else begins there until it fits. All other nodes go on.
 
 from __future__ import annotations
 
+import math
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.slots import SlotPool
@@ -149,6 +150,20 @@ class NodeSlots(SlotPool):
         """Whether a step with this demand could run if all others had ended: not if it needs a card, and no node has
         any."""
         return demand.local or bool(self._large_enough(demand))
+
+    def lacks_memory(self, need: int) -> bool:
+        """Nobody waits here before anything is known of his function."""
+        return False
+
+    def share(self) -> float:
+        """That of the node where it is least."""
+        return min((pool.share() for pool in self._pools.values()), default=math.inf)
+
+    def hold_memory(self, holder: int, need: int) -> None:
+        """From now on so many bytes of its node count for `holder`."""
+        node = self._where.get(holder)
+        if node is not None:
+            self._pools[node].hold_memory(holder, need)
 
     def forget(self, step: int) -> None:
         """A step does not wait any more: no node need be kept for it."""

@@ -16,6 +16,7 @@ from mpsteps._core.events import (
     Command,
     Event,
     LaneStalled,
+    MemoryLearned,
     PrerequisitesAdded,
     Retry,
     Revoke,
@@ -38,7 +39,7 @@ from mpsteps._core.lanes import Lanes
 from mpsteps._core.ranks import Ranks
 from mpsteps._core.register import Register
 from mpsteps._core.slots import SlotPool
-from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Node, Status
+from mpsteps._core.steps import FINAL, IN_FLIGHT, LOCAL, PLAIN, Cause, Demand, Node, Status
 from mpsteps._core.waiting import Waiting
 from mpsteps.errors import InternalError, PrerequisiteError, UsageError
 
@@ -55,12 +56,13 @@ class Scheduler:
     `keep_going`: after a failure everything that does not depend on it still runs; otherwise no new step starts.
     `ahead`: short steps may follow their prerequisites into the same lane; `across`: also into other lanes, if those
     leave nothing. `ranked`: the ready step with the longest remaining path goes first; otherwise, the one that was
-    inserted first. `seconds`: what is known of the durations of functions already.
+    inserted first. `seconds`: what is known of the durations of functions already. `assumed`: bytes of memory that
+    count for each step of which nothing is known.
     """
 
     def __init__(
         self, slots: SlotPool, keep_going: bool = False, ahead: bool = False, ranked: bool = True,
-        seconds: Optional[Mapping[Any, float]] = None, across: bool = False,
+        seconds: Optional[Mapping[Any, float]] = None, across: bool = False, assumed: int = 0,
     ) -> None:  # fmt: skip
         self.slots = slots
         self.keep_going = keep_going
@@ -68,7 +70,7 @@ class Scheduler:
         self._register = Register()
         self._graph = Graph()
         self._waiting = Waiting(self._register)
-        self._lanes = Lanes(self._register, self._waiting, slots)
+        self._lanes = Lanes(self._register, self._waiting, slots, assumed)
         for function, known in (seconds or {}).items():
             self._lanes.mean[function] = known
         if ahead:
@@ -137,6 +139,19 @@ class Scheduler:
         """Bytes that a step may use, as far as somebody has said; 0: nobody has."""
         demand = self._register.demands.get(step)
         return 0 if demand is None else demand.memory
+
+    def demand(self, step: int) -> Demand:
+        """What a step holds while it runs, but for what is learned."""
+        return self._register.demands.get(step, PLAIN)
+
+    def watches_memory(self, step: int) -> bool:
+        """Whether it matters how much memory a step that runs uses, since nobody has declared it, and it is not known
+        yet, or known to be much."""
+        return self._lanes.memory.watches(step)
+
+    def function(self, step: int) -> Hashable:
+        """The key under which durations and memory of its like are learned."""
+        return self._register.functions[step]
 
     def blame(self, step: int) -> Optional[int]:
         """The failed step because of which `step` was skipped."""
@@ -328,6 +343,9 @@ class Scheduler:
         if self._lanes.stall(event.worker, event.step) and not self.stopping:
             commands.append(Revoke(event.worker))
 
+    def _memory_learned(self, event: MemoryLearned, commands: List[Command]) -> None:
+        self._lanes.memory.learn(event.needs, event.others)
+
     def _stop_requested(self, event: StopRequested, commands: List[Command]) -> None:
         self._stop(commands)
 
@@ -440,5 +458,6 @@ _HANDLERS: Dict[type, Callable[..., None]] = {
     StepsReturned: Scheduler._steps_returned,
     WorkerLost: Scheduler._worker_lost,
     LaneStalled: Scheduler._lane_stalled,
+    MemoryLearned: Scheduler._memory_learned,
     StopRequested: Scheduler._stop_requested,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.steps import LOCAL, PLAIN, Demand, Node
@@ -15,7 +16,10 @@ class SlotPool:
 
     Worker slots are not counted here by worker: an ordinary lane holds one CPU slot because it occupies one worker;
     this pool counts the sum, so that a step of several CPUs leaves other workers idle while it runs.
-    Invariant: for every kind, `free[kind] + sum(held) == total[kind]`.
+    `others`: bytes of memory in use by what holds no slots here.
+    Invariant: for every kind, `free[kind] + sum(held) == total[kind]`, with `others` among what is held of memory.
+    Memory alone may be overdrawn (`free` below zero): by steps that turn out to need more than was known when they
+    began, and by others.
     """
 
     def __init__(
@@ -25,6 +29,7 @@ class SlotPool:
         self.free: Dict[str, int] = dict(self.total)
         self.free_gpus: List[int] = list(gpus)
         self.all_gpus: Tuple[int, ...] = tuple(gpus)
+        self.others = 0
         self._held: Dict[int, Tuple[_Amounts, Tuple[int, ...]]] = {}
         self._plain_amounts = self._work_out(PLAIN)
 
@@ -50,9 +55,41 @@ class SlotPool:
         if self._cards(demand) > len(self.free_gpus):
             return "gpus"
         for kind, n in self._amounts(demand):
-            if n > self.free[kind]:
+            if n > self.free[kind] and (kind != "memory" or self._memory_is_held):
                 return kind
         return ""
+
+    @property
+    def _memory_is_held(self) -> bool:
+        """Whether any step holds some. If none does, the next one may begin, however much others use: to wait would be
+        to wait for ever."""
+        return self.total["memory"] - self.free["memory"] > self.others
+
+    def lacks_memory(self, need: int) -> bool:
+        """Whether a step that needs so many bytes has to wait."""
+        return min(need, self.total["memory"]) > self.free["memory"] and self._memory_is_held
+
+    def share(self) -> float:
+        """Bytes that each worker's step may have if one runs on every worker."""
+        if not self.total["memory"]:
+            return math.inf  # it is not counted
+        return max(0, self.total["memory"] - self.others) / max(1, self.total["cpus"])
+
+    def hold_memory(self, holder: int, need: int) -> None:
+        """From now on so many bytes count for `holder`, which has slots already."""
+        amounts, cards = self._held[holder]
+        need = min(need, self.total["memory"])
+        before = dict(amounts).get("memory", 0)
+        if need != before:
+            self.free["memory"] += before - need
+            rest = tuple((kind, n) for kind, n in amounts if kind != "memory")
+            self._held[holder] = ((*rest, ("memory", need)) if need else rest, cards)
+
+    def count_others(self, n: int) -> None:
+        """So many bytes are in use by what holds no slots here."""
+        n = min(n, self.total["memory"])
+        self.free["memory"] += self.others - n
+        self.others = n
 
     def join(self, worker: int, node: Optional[Node]) -> None:
         """A worker is there. (Here all are on one node, whose slots these are.)"""
@@ -118,13 +155,14 @@ class SlotPool:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if slots were lost or made up."""
-        held: Dict[str, int] = {}
+        held: Dict[str, int] = {"memory": self.others}
         cards: List[int] = []
         for amounts, taken in self._held.values():
             cards.extend(taken)
             for kind, n in amounts:
                 held[kind] = held.get(kind, 0) + n
         for kind, total in self.total.items():
-            assert 0 <= self.free[kind] <= total, f"{kind}: {self.free[kind]} free of {total}"
+            assert self.free[kind] <= total, f"{kind}: {self.free[kind]} free of {total}"
+            assert self.free[kind] >= 0 or kind == "memory", f"{kind}: {self.free[kind]} free of {total}"
             assert self.free[kind] + held.get(kind, 0) == total, f"{kind}: free + held != total"
         assert sorted(cards + self.free_gpus) == sorted(self.all_gpus), "a graphics card was lost or made up"

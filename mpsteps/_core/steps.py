@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Dict, FrozenSet, NamedTuple, Tuple
+from typing import Dict, FrozenSet, Hashable, NamedTuple, Tuple
 
 
 class Status(enum.IntEnum):
@@ -115,7 +115,8 @@ class Demand(NamedTuple):
 
     `cpus` worker slots, `gpus` graphics cards, `memory` bytes, `tokens` (name, amount) of named slots. `local`: it
     runs in the coordinator process and holds no worker slot. `retries`: attempts beyond the first. `alone`: nothing
-    waits behind it in its lane (it has a timeout, or may talk to the coordinator while it runs).
+    waits behind it in its lane (it has a timeout, or may talk to the coordinator while it runs). `learned`: it declares
+    no memory, and what is learned of this function counts (see `needs`).
     """
 
     cpus: int = 1
@@ -125,6 +126,7 @@ class Demand(NamedTuple):
     local: bool = False
     retries: int = 0
     alone: bool = False
+    learned: Hashable = None
 
     @property
     def plain(self) -> bool:

@@ -195,6 +195,11 @@ class Waiting:
                 return Head(turn, demand, queue[0][1])
         return None
 
+    def special_demands(self) -> Iterator[Demand]:
+        """The demands with which steps wait. (A queue whose first step is withdrawn is left out.)"""
+        statuses = self._register.statuses
+        return (demand for demand, queue in self._special.items() if statuses[queue[0][1]] == _READY)
+
     def take(self, demand: Demand) -> None:
         """What `oldest_special` gave has been handed out."""
         queue = self._special[demand]

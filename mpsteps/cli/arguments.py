@@ -49,7 +49,9 @@ example:
 _STEPS_TEXT = """\
 Show the steps of a run, also of one that is going on: seconds and CPU seconds of the last attempt, the pid of the
 worker, and the steps that each comes after. --failed adds why they failed. Peak memory is known of steps of 10 ms and
-more: it is that of the worker or of the largest program that the step ran, and the column is there if one has it."""
+more: it is that of the worker or of the largest program that the step ran, and the column is there if one has it. So is
+what they read and wrote (by calls: files, pipes, sockets) and what went to their worker for them, and back: --json has
+it, and --sort read, written or moved shows it."""
 _STEPS_EXAMPLE = """\
 examples: the ten slowest steps of a function, and all that is known of a run, for SQL:
   mpsteps steps Runs/000001_ProtCtf --function ctfStep --sort seconds --limit 10
@@ -109,7 +111,9 @@ example: your own micrographs, with 8 worker processes (quotes keep the shell fr
   mpsteps demo --micrographs "Micrographs/*.mrc" --threads 8"""
 
 
-_SORT_KEYS = ("id", "function", "status", "started", "seconds", "cpu", "memory", "attempts")
+_SORT_KEYS = (
+    "id", "function", "status", "started", "seconds", "cpu", "memory", "read", "written", "moved", "attempts"
+)  # fmt: skip
 
 
 COMMANDS = {
@@ -176,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
                        "in-doubt, finished, failed, lost, skipped, aborted; several with commas")
     steps.add_argument("--function", metavar="NAME", action="append", default=[], help="only the steps of this "
                        "function, or of those that fit a pattern such as 'fit*'; as often as needed")
-    steps.add_argument("--sort", choices=_SORT_KEYS, help="the order; of seconds, cpu, memory and "
-                       "attempts the largest first (default: id)")
+    steps.add_argument("--sort", choices=_SORT_KEYS, help="the order; of seconds, cpu, memory, read, "
+                       "written, moved and attempts the largest first (default: id)")
     steps.add_argument("--limit", metavar="N", type=_count, help="only the first N")
     steps.add_argument("--sqlite", metavar="FILE", help="write the run to FILE for queries, instead of the table")
     _add_json(steps, "one JSON object, with all that is known of each step")

@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator
 
 from mpsteps._explain import Explainer, Explanation
 from mpsteps._history import StepRecord
+from mpsteps._learned_memory import learned_memory
 from mpsteps._output import step_log
 from mpsteps._report_data import log_of, resources
 from mpsteps.cli import output
@@ -22,7 +23,8 @@ def explain_command(args: Any) -> int:
     """`mpsteps explain RUN STEP`."""
     look = look_at(args.run)
     step = _step(look, args.step)
-    machine, needs = resources(look.history.sessions[-1], {s.func for s in look.history.steps.values()})
+    functions = {s.func for s in look.history.steps.values()}
+    machine, needs = resources(look.history.sessions[-1], functions, learned_memory(look.history))
     explainer = Explainer(
         look.history, look.timeline, before_last_session(look), look.alive, time.time(), machine, needs
     )

@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections import Counter
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from mpsteps._export import export_sqlite
 from mpsteps._journal import RunHistory, StepRecord
 from mpsteps._output import step_log
 from mpsteps._rundir import RunDirectory
+from mpsteps._traffic import Traffic
 from mpsteps.cli import output
 from mpsteps.cli.history import is_alive, open_run
 from mpsteps.errors import UsageError
@@ -22,7 +23,7 @@ from mpsteps.report import format_bytes, shorten
 _TITLES = ("id", "function", "arguments", "status", "attempts", "seconds", "cpu", "worker", "after")
 _RIGHT = (0, 4, 5, 6, 7)
 _ARGUMENTS = 2
-_MEMORY = 7  # where a column of peaks comes in
+_MORE = 7  # where columns come in that only steps have which took a while
 _MOST_ARGUMENTS = 60  # characters, where there is no terminal that says how much fits
 _MOST_AFTER = 20
 _LOG_LINES = 20
@@ -37,9 +38,29 @@ SORT_KEYS: Dict[str, Tuple[_Key, bool]] = {
     "seconds": (lambda s: s.seconds, True),
     "cpu": (lambda s: s.cpu_seconds, True),
     "memory": (lambda s: s.peak_kib, True),
+    "read": (lambda s: s.traffic and s.traffic.read, True),
+    "written": (lambda s: s.traffic and s.traffic.written, True),
+    "moved": (lambda s: s.traffic and s.traffic.received + s.traffic.returned, True),
     "attempts": (lambda s: s.attempts, True),
 }
 """What steps can be sorted by, and whether the largest comes first; what is not known comes last."""
+
+
+class _Column(NamedTuple):
+    """Bytes of steps that took a while. `always`: also where steps are not sorted by what was read, written, moved."""
+
+    title: str
+    of: Callable[[StepRecord], Optional[int]]
+    always: bool = False
+
+
+_COLUMNS = (
+    _Column("memory", lambda s: s.peak_kib * 1024 if s.peak_kib else None, always=True),
+    _Column("read", lambda s: s.traffic.read if s.traffic else None),
+    _Column("written", lambda s: s.traffic.written if s.traffic else None),
+    _Column("to worker", lambda s: s.traffic.received if s.traffic else None),
+    _Column("back", lambda s: s.traffic.returned if s.traffic else None),
+)
 
 
 def steps_command(args: Any) -> int:
@@ -97,6 +118,7 @@ def _as_dict(directory: RunDirectory, history: RunHistory, steps: List[StepRecor
                 "attempts": s.attempts, "started": s.started, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
                 "peak_kib": s.peak_kib, "worker": s.worker, "prerequisites": s.prerequisites, "error": s.error,
                 "files": (s.result or {}).get("files", []),
+                **{f"{name}_bytes": s.traffic and getattr(s.traffic, name) for name in Traffic._fields},
             }
             for s in steps
         ],
@@ -107,10 +129,12 @@ def _put_table(
     args: Any, directory: RunDirectory, history: RunHistory, steps: List[StepRecord], alive: bool
 ) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
-    memory = any(s.peak_kib for s in steps)  # only steps that took a while have it
-    titles = [*_TITLES[:_MEMORY], "memory", *_TITLES[_MEMORY:]] if memory else _TITLES
-    rows = [_row(s, alive, 10_000 if width else _MOST_ARGUMENTS, memory) for s in steps]
-    right = [c + (memory and c >= _MEMORY) for c in _RIGHT] + ([_MEMORY] if memory else [])
+    columns = [c for c in _COLUMNS if any(c.of(s) is not None for s in steps)]
+    if args.sort not in ("read", "written", "moved"):
+        columns = [c for c in columns if c.always]
+    titles = [*_TITLES[:_MORE], *(c.title for c in columns), *_TITLES[_MORE:]]
+    rows = [_row(s, alive, 10_000 if width else _MOST_ARGUMENTS, columns) for s in steps]
+    right = [c + (len(columns) if c >= _MORE else 0) for c in _RIGHT] + list(range(_MORE, _MORE + len(columns)))
     lines = [output.table(titles, rows, right, _ARGUMENTS, width)] if rows else []
     if args.failed:
         for step in steps:
@@ -121,12 +145,12 @@ def _put_table(
     output.put("\n".join(lines))
 
 
-def _row(step: StepRecord, alive: bool, most: int, memory: bool) -> Sequence[str]:
-    peak = [format_bytes(step.peak_kib * 1024) if step.peak_kib else "-"] if memory else []
+def _row(step: StepRecord, alive: bool, most: int, columns: Sequence[_Column]) -> Sequence[str]:
+    amounts = [column.of(step) for column in columns]
     return (
         str(step.id), output.printable(step.func), _arguments(step.args, most), _status(step, alive),
         str(step.attempts) if step.attempts else "-", _seconds(step.seconds), _seconds(step.cpu_seconds),
-        *peak, str(step.worker or "-"), _ranges(step.prerequisites),
+        *("-" if n is None else format_bytes(n) for n in amounts), str(step.worker or "-"), _ranges(step.prerequisites),
     )  # fmt: skip
 
 

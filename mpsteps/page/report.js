@@ -637,6 +637,9 @@ function detail(i, k) {
     row("took", `${seconds(P.length[k])}, from ${seconds(P.begin[k])} to ${seconds(P.begin[k] + P.length[k])}` + (lastSession > 1 ? `, session ${P.session[k]}` : ""));
     if (P.cpu[k] != null) row("CPU", `${seconds(P.cpu[k])} (${percent(P.length[k] ? P.cpu[k] / P.length[k] : 0)})`);
     if (P.peak[k] != null) row("peak memory", bytes(P.peak[k]));
+    const moved = P.traffic[k], amount = n => n == null ? "–" : n < 1e3 ? `${n} bytes` : n < 1e6 ? `${Math.round(n / 1e3)} kB` : bytes(n / 1024);
+    if (moved && moved[0] != null) row("read, written", `${amount(moved[0])}, ${amount(moved[1])}`);
+    if (moved) row("to its worker, and back", `${amount(moved[2])}, ${amount(moved[3])}`);
     row("worker", workerName(k));
   }
   if (i >= 0) {
