@@ -28,6 +28,7 @@ DEMANDS = st.one_of(
     st.builds(
         Demand, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory=st.sampled_from([0, 60, 500]),
         tokens=st.sampled_from([(), (("licence", 1),)]), local=st.booleans(), retries=st.integers(0, 2),
+        learned=st.none(),  # the world says it, where memory is learned
     ),
 )  # fmt: skip
 
@@ -37,9 +38,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     core: dict[str, Any] = {}
 
-    @initialize(keep_going=st.booleans(), ahead=st.sampled_from(["", "in a lane", "across lanes"]))
-    def begin_world(self, keep_going: bool, ahead: str) -> None:
-        self.world = World(keep_going, bool(ahead), across=ahead == "across lanes", **self.core)
+    @initialize(
+        keep_going=st.booleans(), ahead=st.sampled_from(["", "in a lane", "across lanes"]),
+        assumed=st.sampled_from([0, 0, 40]),
+    )  # fmt: skip
+    def begin_world(self, keep_going: bool, ahead: str, assumed: int) -> None:
+        self.world = World(keep_going, bool(ahead), across=ahead == "across lanes", assumed=assumed, **self.core)
 
     def _steps(self, *statuses: Status) -> list[int]:
         return [step for step in self.world.needs if self.world.scheduler.status(step) in statuses]
@@ -149,6 +153,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def rest(self, data: Any) -> None:
         self.world.rest(data.draw(st.sampled_from(sorted(self.world.resting))))
+
+    @precondition(lambda self: self.world.assumed > 0)
+    @rule(function=st.integers(0, 3), need=st.sampled_from([0, 5, 40, 500]), others=st.sampled_from([0, 0, 50, 500]))
+    def learn_memory(self, function: int, need: int, others: int) -> None:
+        self.world.learn_memory({function: need}, others)
 
     @precondition(lambda self: len(self.world.needs) > 6)
     @rule()
