@@ -42,7 +42,7 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
         "_announcer", "_outgoing", "_protocol_lock", "_protocol_run", "_resume", "_pool_task", "_pool_functions",
-        "_pool_work", "_step_keys", "_about_session", "_ending",
+        "_carried", "_pool_work", "_step_keys", "_about_session", "_ending",
     ),
     8: ("_session", "run", "pool"),  # the composition roots
     9: ("", "cli", "progress", "_targets", "_checkup", "_self_test", "_live_logs", "_run_figures", "demo", "scipion",
