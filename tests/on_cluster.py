@@ -3,15 +3,19 @@
     PYTHONPATH=tests python -m pytest -p on_cluster tests/test_run_processes.py tests/test_pool.py ...
 
 There is one cluster for each number of workers that tests ask for, so that a run has as many as it would have here.
+With MPSTEPS_ON=slurm in the environment each run and each pool has a job of Slurm instead, with as many cores; that
+takes some seconds a test.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, Iterator, Optional
 
 import pytest
 
 COUNTS = (1, 2, 3, 4)
+JOBS = os.environ.get("MPSTEPS_ON") == "slurm"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,7 +23,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[int, str
     """Addresses of schedulers, by the number of steps that their workers run at a time."""
     from dask_cluster import DaskCluster
 
-    made = {count: DaskCluster(tmp_path_factory.mktemp("cluster")) for count in COUNTS}
+    made = {count: DaskCluster(tmp_path_factory.mktemp("cluster")) for count in COUNTS if not JOBS}
     try:
         for count, cluster in made.items():
             cluster.add(count)
@@ -39,7 +43,10 @@ def on_cluster(clusters: Dict[int, str]) -> Iterator[None]:
     chosen, init = mpsteps.run._chosen, StepPool.__init__
 
     def of(threads: int) -> Cluster:
-        return Cluster(clusters[min(threads, max(COUNTS))])
+        count = min(threads, max(COUNTS))
+        if JOBS:
+            return Cluster("slurm", workers=1, cores=count, memory="500 MB", walltime="00:10:00")
+        return Cluster(clusters[count])
 
     def chosen_cluster(protocol: Any, engine: Any) -> Any:
         if engine == "processes" or (engine is None and not protocol.modeSerial()):
