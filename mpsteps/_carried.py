@@ -63,6 +63,14 @@ class Carried:
         return all(f.is_unchanged() for f in self._functions)
 
 
+def travels_by_value(module: str) -> bool:
+    """Whether the user wants what is in a module to travel by value, and the module itself, too."""
+    import cloudpickle
+
+    wanted = cloudpickle.list_registry_pickle_by_value()
+    return any(module == name or module.startswith(f"{name}.") for name in wanted)
+
+
 def carried_by(function: types.FunctionType, is_importable: Callable[[Any], bool]) -> Optional[Carried]:
     """What a function carries; None if that cannot be compared at a glance."""
     found: Dict[int, _Function] = {}
@@ -128,7 +136,10 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _is_module(value: Any) -> bool:
-    return type(value) is types.ModuleType and sys.modules.get(value.__name__) is value and value.__name__ != "__main__"
+    if type(value) is not types.ModuleType:
+        return False
+    name = value.__name__
+    return sys.modules.get(name) is value and name != "__main__" and not travels_by_value(name)
 
 
 def _codes(code: types.CodeType) -> List[types.CodeType]:

@@ -14,6 +14,8 @@ from mpsteps import _machine
 _OWN = ("RssAnon:", "VmSwap:")
 _SHARED = ("RssFile:", "RssShmem:")
 _SHARE = ("Pss_Anon:", "SwapPss:")
+OOM_SCORE = 500
+"""Added to a worker's oom_score_adj."""
 
 
 def own_memory(pid: int) -> int:
@@ -79,3 +81,14 @@ def _from_psutil(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def offer_to_oom_killer() -> None:
+    """Where memory runs out, the kernel is to end this process, a worker, and not the coordinator or main process."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as f:
+            score = int(f.read())
+            f.seek(0)
+            f.write(str(min(1000, score + OOM_SCORE)))
+    except (OSError, ValueError):
+        pass  # no Linux, or no right to: the kernel chooses by size alone

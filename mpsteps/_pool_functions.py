@@ -7,7 +7,7 @@ import types
 import weakref
 from typing import Any, Dict, List, Optional, Set, Union
 
-from mpsteps._carried import Carried, carried_by
+from mpsteps._carried import Carried, carried_by, travels_by_value
 from mpsteps._ipc import wire
 from mpsteps.engines.base import Message
 
@@ -104,11 +104,4 @@ def _is_importable(fn: Any) -> bool:
     module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
     if type(module) is not str or module == "__main__" or "." in name:
         return False
-    return getattr(sys.modules.get(module), name, None) is fn and module not in _by_value()
-
-
-def _by_value() -> Set[str]:
-    """Modules whose functions the user wants to travel by value."""
-    import cloudpickle
-
-    return set(cloudpickle.list_registry_pickle_by_value())
+    return getattr(sys.modules.get(module), name, None) is fn and not travels_by_value(module)

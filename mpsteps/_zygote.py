@@ -39,11 +39,10 @@ from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequ
 
 from mpsteps._begun import Occasion, Witness
 from mpsteps._ipc.link import Link, plug_stdio
+from mpsteps._memory import offer_to_oom_killer
 from mpsteps._proctree import descendants, send_signal
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-OOM_SCORE = 500
-"""Added to a worker's oom_score_adj, so that the kernel's OOM killer takes a worker and not the coordinator."""
 KILL_SECONDS = 10.0
 """What has not died this long after SIGKILL (it hangs in a system call, or runs as somebody else) is left behind."""
 WORKER_VARIABLE = "MPSTEPS_WORKER"
@@ -155,7 +154,7 @@ class Zygote:
             self._leave_witness()
             os.close(self._wake_read)
             os.close(wake_write)
-            _raise_oom_score()
+            offer_to_oom_killer()
             os.environ[WORKER_VARIABLE] = str(os.getpid())
             code = _serve_lane(worker, lane_fds, board_fds)
             _leave_properly()
@@ -321,16 +320,6 @@ def _kill_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         pass  # nobody left in it (macOS says EPERM for a group of zombies)
-
-
-def _raise_oom_score() -> None:
-    try:
-        with open("/proc/self/oom_score_adj", "r+") as f:
-            score = int(f.read())
-            f.seek(0)
-            f.write(str(min(1000, score + OOM_SCORE)))
-    except (OSError, ValueError):
-        pass  # no Linux, or no right to: the kernel chooses by size alone
 
 
 def _exit_code(status: int) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 import os.path
+import sys
 import types
 from typing import Any, Callable, List
 
+import cloudpickle
 import pytest
 
 from mpsteps import StepPool, _pool_functions
@@ -217,6 +220,30 @@ def test_what_changes_all_the_time_is_not_kept_for_ever(monkeypatch: Any) -> Non
         module = main_module("def f(): return 1")
         functions.pack(1, module.f)
         assert (type(functions.pack(1, module.f)) is int) is kept
+
+
+def test_what_is_in_a_module_that_is_to_travel_by_value_is_looked_at(tmp_path: Any, monkeypatch: Any) -> None:
+    """The module itself, which nobody can compare, and functions of its submodules."""
+    (tmp_path / "wandering").mkdir()
+    (tmp_path / "wandering" / "__init__.py").write_text("size = 3\n")
+    (tmp_path / "wandering" / "deeper.py").write_text("size = 3\ndef f(): return size\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deeper = importlib.import_module("wandering.deeper")
+    module = main_module("import wandering\ndef f(): return wandering.size")
+    assert is_kept(module.f)
+    assert type(Functions().pack(1, deeper.f)) is int
+    cloudpickle.register_pickle_by_value(sys.modules["wandering"])
+    try:
+        assert not is_kept(module.f)
+        functions = Functions()
+        functions.pack(1, deeper.f)
+        before = functions.pack(1, deeper.f)
+        deeper.size = 4
+        assert functions.pack(1, deeper.f) != before
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules["wandering"])
+        for name in ("wandering", "wandering.deeper"):
+            del sys.modules[name]
 
 
 def test_a_function_that_nobody_holds_is_not_kept_alive() -> None:

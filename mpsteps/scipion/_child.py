@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional
 from pyworkflow.object import Scalar
 
 from mpsteps._ipc import state, wire
+from mpsteps._memory import offer_to_oom_killer
 from mpsteps._proctree import descendants, send_signal
 from mpsteps._surroundings import Surroundings
 from mpsteps.errors import MpstepsError, SerializationError
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _KILL_SECONDS = 5.0
-_OOM_SCORE = 500
 
 
 class Child:
@@ -59,7 +59,7 @@ class Child:
     def _settle_in(self) -> None:
         gc.freeze()  # what was garbage in the main process is not to be collected here: it may close a database
         _die_with(self._parent)
-        _raise_oom_score()
+        offer_to_oom_killer()
         _replace_streams()
         _guard.install(self._protocol, self._databases, self._carry, self._where)
         sqlite3.connect(":memory:").close()  # if another thread was inside sqlite at the fork, it hangs here, unbegun
@@ -210,17 +210,6 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
     except (OSError, AttributeError):
         pass  # no Linux: it ends when it next looks at its socket
-
-
-def _raise_oom_score() -> None:
-    """The kernel, when it must choose, is to take a worker."""
-    try:
-        with open("/proc/self/oom_score_adj", "r+") as f:
-            score = int(f.read())
-            f.seek(0)
-            f.write(str(min(1000, score + _OOM_SCORE)))
-    except (OSError, ValueError):
-        pass  # no Linux, or no right to: the kernel chooses by size alone
 
 
 def _replace_streams() -> None:
