@@ -5,7 +5,8 @@ a step or to have `self._lock`, one at a time. A thread that has outlived its st
 step any more that it could belong to. So is a process that a step has forked: it is no worker.
 
 Several may wait for an answer. One of them sleeps on the lane's bell and takes in whatever comes, for all; the others
-wait for it.
+wait for it. A thread that need not wait takes in what has come before the sleeper gets to it: it must `disturb` then,
+or the sleeper would find nothing and sleep on with its answer at hand.
 """
 
 from __future__ import annotations

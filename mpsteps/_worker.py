@@ -138,12 +138,16 @@ class Worker:
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             if not self.turns.is_open:  # else a step waits, and what it has used before is its own
                 self._cpu = time.process_time()
+        came = False
         for frame in end.receive.drain():
+            came = True
             for message in wire.decode(frame):
                 if message[0] > 0:
                     self._queue.append(message)
                 else:
                     self._order(message)
+        if came and self.turns.is_open:  # what it waits for may be here, and the ring that woke it is empty again
+            self.turns.disturb(end.sleeper.disturb)
 
     def _can_go_on(self) -> bool:
         return self._end.receive.pending() or self.turns.disturbed

@@ -498,3 +498,34 @@ class Driven(Custom):
         for thread in threads:
             thread.join(DEADLINE)
         return {"seen": [found == {i: i * i for i in range(count)}]}
+
+    def askBesideASleeper(self):
+        """The thread that sleeps is slow to wake up: another one takes in the answers of both."""
+        worker, found = self._sink._worker, {}
+        sleeper, tell = worker._end.sleeper, worker.tell
+        asleep, go_on = threading.Event(), threading.Event()
+
+        class SlowSleeper:
+            disturb = sleeper.disturb
+
+            def wait(self, *args):
+                asleep.set()
+                go_on.wait(DEADLINE)
+                return sleeper.wait(*args)
+
+        def tell_and_wait(message):
+            tell(message)
+            wait_until(worker._end.receive.pending)
+
+        thread = threading.Thread(target=lambda: found.update({1: worker.request("square", 1)}))
+        worker._end.sleeper = SlowSleeper()
+        try:
+            thread.start()
+            assert asleep.wait(DEADLINE)
+            worker.tell = tell_and_wait
+            found[2] = worker.request("square", 2)
+            go_on.set()
+            thread.join(DEADLINE)
+        finally:
+            worker.tell, worker._end.sleeper = tell, sleeper
+        return {"seen": [found]}

@@ -222,6 +222,16 @@ def test_two_threads_that_ask_for_steps_get_each_their_own_answer(driver: Driver
     assert driver.value(1) == [True]
 
 
+def test_who_sleeps_is_told_that_another_thread_has_taken_in_his_answer(driver: Driver) -> None:
+    """It slept on with its answer at hand: the ring that had woken it was empty again when it looked."""
+    driver.send(1, "askBesideASleeper")
+    driver.until(lambda: len(driver.said(-wire.REQUEST)) == 2)
+    driver.handle.send([(-wire.ANSWER, wire.pack((True, n))) for n in (1, 4)])
+    driver.until(lambda: driver.said(1))
+
+    assert driver.value(1) == [{1: 1, 2: 4}]
+
+
 def test_a_replica_that_has_heard_all_is_the_truth(driver: Driver) -> None:
     """After all of this, once more."""
     driver.send(1, "takeLock")
