@@ -12,7 +12,7 @@ from mpsteps._demands import Demands
 from mpsteps.constants import STATUS_NEW, STATUS_WAITING
 from mpsteps.errors import PrerequisiteError
 from mpsteps.protocol import check_prerequisites
-from mpsteps.steps import Step
+from mpsteps.steps import Step, results_taken
 
 
 class Announcer:
@@ -33,7 +33,7 @@ class Announcer:
             number = step._id
             if (
                 together and step._status == STATUS_NEW and not step._interactive and number not in finished
-                and demands.is_plain(step)
+                and demands.is_plain(step) and not (step._prerequisites and results_taken(step._args))
             ):  # fmt: skip
                 if step._funcName != function:
                     _tell_run(first, needs, function, handle)
@@ -67,7 +67,8 @@ class Announcer:
             self.interactive.add(step._id)
             demand = demand._replace(alone=True)  # nothing may be behind it in its lane: the run ends with it
         held = step._status == STATUS_WAITING
-        return StepAdded(step._id, step._prerequisites, held, demand, step._funcName)
+        takes = results_taken(step._args) if step._prerequisites else ()
+        return StepAdded(step._id, step._prerequisites, held, demand, step._funcName, takes)
 
 
 def _tell_run(first: int, needs: List[Tuple[int, ...]], function: str, handle: Callable[[Event], None]) -> None:

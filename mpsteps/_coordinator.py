@@ -323,13 +323,14 @@ class Coordinator:
         steps: List[int] = []
         seconds: List[float] = []
         back: List[int] = []
+        plain = True
         for m in messages:
             step = m[0]
             failure: Optional[Failure] = None
             if back and step != -wire.RETURNED:
                 self._returned(worker, back)
             if step < 0:
-                self._flush(worker, steps, seconds)
+                self._flush(worker, steps, seconds, plain)
                 if step == -wire.RETURNED:
                     back.append(m[1])
                 elif step == -wire.FINISHED:
@@ -338,6 +339,7 @@ class Coordinator:
                     self._control(worker, m)
                 continue
             extras = m[3] if len(m) > 3 else None
+            leaves = wire.leaves(extras)
             if len(m) == 5:
                 failure = Failure(*m[4])
             else:
@@ -346,15 +348,16 @@ class Coordinator:
                     self._learn_need(step, extras["peak"])
                 extras = None
             if failure is not None:
-                self._flush(worker, steps, seconds)
+                self._flush(worker, steps, seconds, plain)
                 self._attempt_failed(worker, step, m[1], m[2], extras, failure)
             elif work.is_interactive(step):
-                self._flush(worker, steps, seconds)
+                self._flush(worker, steps, seconds, plain)
                 self.handle(StepInteractive(worker, step))
             else:
+                plain = not leaves and (plain or not steps)
                 steps.append(step)
                 seconds.append(m[1])
-        self._flush(worker, steps, seconds)
+        self._flush(worker, steps, seconds, plain)
         if back:
             self._returned(worker, back)
         if self._condemned and not self.killed and worker in self._condemned and any(_ends_a_step(m) for m in messages):
@@ -370,9 +373,9 @@ class Coordinator:
         self.work.finished_all(worker, pid, steps, seconds, cpu)
         self.handle(StepsFinished(worker, steps, tuple(seconds)))
 
-    def _flush(self, worker: int, steps: List[int], seconds: List[float]) -> None:
+    def _flush(self, worker: int, steps: List[int], seconds: List[float], plain: bool) -> None:
         if steps:
-            self.handle(StepsFinished(worker, tuple(steps), tuple(seconds), plain=False))
+            self.handle(StepsFinished(worker, tuple(steps), tuple(seconds), plain))
             steps.clear()
             seconds.clear()
 

@@ -222,7 +222,7 @@ class PoolWork:
         self._last = task.step = step = self._last + 1
         self._tasks[step] = task
         self._by_future[task.future] = task
-        self._coordinator.handle(StepAdded(step, before, False, task.demand, task.key))
+        self._coordinator.handle(StepAdded(step, before, False, task.demand, task.key, tuple(task.uses)))
 
     def _prerequisites(self, task: Task) -> Optional[Tuple[int, ...]]:
         """The steps that a task still waits for; None if it has ended here, because one of its futures has failed."""

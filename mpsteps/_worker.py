@@ -47,6 +47,7 @@ RECENT_STEPS = 1024
 RECENT_BYTES = 65_536
 """... with what they returned, up to this size."""
 _TOO_LARGE = b""
+"""In place of a value that this worker does not keep, or has never had: who takes it gives itself back."""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
 PEER_SECONDS = 20e-3
@@ -174,7 +175,7 @@ class Worker:
         self._put()
         if self._unseen:
             self._unseen = 0
-            self._end.wake.wake()
+            self._end.call()
         self._flushed = time.perf_counter()
 
     def _put(self) -> None:
@@ -344,10 +345,8 @@ class Worker:
             self._after_failure()
         elif extras:
             self._remember(step, extras.get("value"))
-            self._end.standing.end_apart()
-            self._reply((step, seconds, used, extras))
-            self._put()  # its content must be where the coordinator finds it before the next step begins
-            late = ended - self._flushed > FLUSH_SECONDS  # somebody may be waiting for it
+            leaves = self._tell_at_once((step, seconds, used, extras))
+            late = ended - self._flushed > FLUSH_SECONDS and (leaves or self._is_due(ended))
             if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
                 self._flush()
             if leaving:
@@ -364,6 +363,18 @@ class Worker:
                 self._flush()
             if leaving:
                 self._after_failure()
+
+    def _tell_at_once(self, reply: Tuple[Any, ...]) -> bool:
+        """Put the reply of a step that has ended well where the coordinator finds it, whatever happens to the next one;
+        whether it left something."""
+        leaves = wire.leaves(reply[3])
+        if leaves:
+            self._end.standing.end_apart()
+        self._reply(reply)
+        self._put()
+        if not leaves:  # it cannot get lost any more: others may follow it
+            self._end.standing.finish(self._number)
+        return leaves
 
     def _with_traces(
         self, message: Tuple[Any, ...], seconds: float, extras: Optional[Dict[str, Any]], failed: bool
@@ -615,7 +626,7 @@ class Worker:
                 self._patient = finished is not None
             if not finished:
                 return False
-            self._remember(step, None)
+            self._remember(step, _TOO_LARGE)  # its value, if it has one, is not known here
         return True
 
     def _remember(self, step: int, parcel: Optional[large.Parcel]) -> None:

@@ -24,7 +24,7 @@ from mpsteps.constants import MODE_CONTINUE, MODE_RESUME
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.form import Form
 from mpsteps.scalars import Integer, String, rawValue
-from mpsteps.steps import Step, StepOwner, StepSink, as_step_ids, results_used
+from mpsteps.steps import Step, StepOwner, StepSink, as_step_ids, results_taken
 
 logger = logging.getLogger("mpsteps.protocol")
 
@@ -43,7 +43,6 @@ _ALWAYS_THERE: Tuple[Tuple[str, Callable[[Any], Any], Any], ...] = (
 )
 """Attributes that a protocol has also where its form has no such param: name, type, default."""
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # arguments in which no ResultOf can stand
 
 FRAMEWORK_ATTRIBUTES = frozenset(
     {
@@ -223,11 +222,7 @@ class Protocol(ProtocolInputs, ProtocolPaths):
         return f" (did you mean {near[0]!r}?)" if near else ""
 
     def _insertStep(self, step: Step, prerequisites: Union[None, int, Iterable[int]]) -> int:
-        used: Tuple[int, ...] = ()
-        for a in step._args:
-            if type(a) not in _ATOMS:
-                used = tuple(dict.fromkeys(results_used(step._args)))
-                break
+        used = results_taken(step._args)
         known = len(self._steps)
         if prerequisites is None:
             ids: Tuple[int, ...] = (known,) if known and not used else used

@@ -154,6 +154,9 @@ MUTANTS: dict[str, Mutant] = {
         "sending_ahead", "        self._slots.take(-worker, PLAIN, worker)\n", ""
     ),
     "does not begin what it sends across": Mutant("sending_ahead", "self._begun.append((worker, step))", "pass"),
+    "follows a step elsewhere whose value is taken": Mutant(
+        "ahead", "if self._takes and p in self._takes.get(step, ()):", "if False:"
+    ),
     "follows steps of a lane that stalls": Mutant(
         "sending_ahead",
         "            if worker not in lanes:\n                return 0, 0.0\n",

@@ -32,6 +32,7 @@ class SimulatedWorker:
         self.ahead: Dict[int, Set[int]] = {}  # step sent ahead -> its prerequisites that must finish here first
         self.across: Dict[int, Dict[int, Tuple[int, int]]] = {}  # ... that are elsewhere -> worker, its `apart` as told
         self.knows: Set[int] = set()  # steps that have finished here, or elsewhere as this worker has seen
+        self.values: Set[int] = set()  # those of them whose values it has
         self.plain: Set[int] = set()  # steps that have finished here and left nothing
         self.apart = 0  # how many ended otherwise
         self.heard = 0  # the same, as far as the coordinator has heard
@@ -63,6 +64,7 @@ class World:
         self.workers: Dict[int, SimulatedWorker] = {LOCAL: SimulatedWorker()}
         self.newest_worker = 0
         self.needs: Dict[int, Set[int]] = {}
+        self.takes: Dict[int, Tuple[int, ...]] = {}  # step -> those of its prerequisites whose values it needs
         self.dependants: Dict[int, List[int]] = {}
         self.demand: Dict[int, Demand] = {}
         self.function: Dict[int, int] = {}
@@ -78,6 +80,7 @@ class World:
         self.attempts_failed: Dict[int, int] = {}
         self.left: Dict[int, int] = {}  # step that left something -> the worker that knows of it
         self.told: Dict[int, int] = {}  # ... that the coordinator has heard of -> how many events it had seen before
+        self.sent_values: Dict[int, Set[int]] = {}  # step -> the values that came with it
         self.sent: Dict[int, int] = {}  # step -> how many events the coordinator had seen when it was sent
         self.followed_across = 0
         self.to_be_sent: Set[Tuple[int, int]] = set()  # with one event, also before what they follow is
@@ -89,11 +92,12 @@ class World:
 
     def add_step(
         self, needs: Iterable[int] = (), demand: Demand = PLAIN, held: bool = False, function: int = 0,
-        interactive: bool = False,
+        interactive: bool = False, takes: Iterable[int] = (),
     ) -> int:  # fmt: skip
         step = len(self.needs) + 1
         prerequisites = tuple(needs)
         self.needs[step] = set(prerequisites)
+        self.takes[step] = tuple(takes)
         for p in self.needs[step]:
             self.dependants.setdefault(p, []).append(step)
         self.demand[step], self.function[step] = demand, function
@@ -106,7 +110,8 @@ class World:
             self.demand[step] = demand = demand._replace(learned=function)
         if demand != PLAIN and not demand.gpus and not demand.tokens:
             self.proud.append(step)
-        self._tell(ev.StepAdded(step, prerequisites, held, demand, function), skipped=self._hopeless([step]))
+        added = ev.StepAdded(step, prerequisites, held, demand, function, self.takes[step])
+        self._tell(added, skipped=self._hopeless([step]))
         return step
 
     def add_steps(self, all_needs: List[Tuple[int, ...]], function: int) -> None:
@@ -169,6 +174,8 @@ class World:
         assert self.entered[step] <= 1 + retries, f"step {step} is entered {self.entered[step]} times"
         late = [p for p in self.needs[step] if self.fate.get(p) is not Status.FINISHED and p not in w.knows]
         assert not late, f"step {step} runs before its prerequisites {late}"
+        taken = [p for p in self.takes.get(step, ()) if p not in w.values and p not in self.sent_values.get(step, ())]
+        assert not taken, f"step {step} runs without the values of {taken}"
         self._check_sees(worker, step)
 
     def _check_sees(self, worker: int, step: int) -> None:
@@ -207,6 +214,7 @@ class World:
         w.lane.remove(step)
         w.done.append(step)
         w.knows.add(step)
+        w.values.add(step)
         if leaves:
             w.apart += 1
             w.apart_at[step] = w.apart
@@ -297,7 +305,9 @@ class World:
         """A step finished, and what it left cannot be taken over: it failed, and its worker does not know that."""
         step = self.workers[worker].done[0]
         self._report_followed(step)
-        assert self.workers[worker].done.pop(0) == step, "it left something, so that nobody elsewhere has followed it"
+        if self.workers[worker].done[:1] != [step]:
+            return  # it was told in the same turn as one that has followed it elsewhere
+        del self.workers[worker].done[0]
         self.lost_results.add(step)
         self._attempt_failed(ev.StepFailed(worker, step), step, False)
 
@@ -459,6 +469,7 @@ class World:
             w.ahead[step] = here
             w.across[step] = {p: (peer, self.workers[peer].heard) for p, peer in elsewhere.items()}
             self.sent[step] = self.events
+            self.sent_values[step] = self.needs[step] - late
             self.in_flight.add(step)
         if worker != LOCAL:
             together = [*w.done, *w.lane, *steps]

@@ -60,6 +60,8 @@ class _Story:
         ahead = r.random() < 0.6
         self.m = m = random.Random(f"memory {seed}")  # of its own, so that seeds mean what they meant before
         self.learns = m.choice((0.0, 0.0, 0.1, 0.3))
+        self.v = random.Random(f"values {seed}")  # as well
+        self.takes = self.v.choice((0.0, 0.0, 0.2, 0.7))
         world.setdefault("assumed", m.choice((20, 40, 60, 200)) if self.learns else 0)
         self.world = World(r.random() < 0.6, ahead=ahead, across=ahead and r.random() < 0.7, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random", "stencil", "stencil"))
@@ -90,9 +92,10 @@ class _Story:
             last = min(self.size, first + r.randint(0, 8))
             self.world.add_steps([self._needs(step) for step in range(first, last + 1)], r.choice(self.functions))
             return
+        needs = self._needs(len(self.world.needs) + 1)
         self.world.add_step(
-            self._needs(len(self.world.needs) + 1), self._demand(), r.random() < chances.hold * 0.5,
-            r.choice(self.functions), r.random() < chances.interactive,
+            needs, self._demand(), r.random() < chances.hold * 0.5, r.choice(self.functions),
+            r.random() < chances.interactive, [p for p in needs if self.v.random() < self.takes],
         )  # fmt: skip
 
     def _restore(self) -> None:
@@ -185,7 +188,7 @@ class _Story:
         x = r.random()
         if worker != LOCAL and x < chances.die * 0.3:
             world.die(worker, final=r.random() < 0.1)
-        elif w.done and w.done[0] not in w.plain and r.random() < chances.lose_result * 0.2:
+        elif w.done and (self.v if w.done[0] in w.plain else r).random() < chances.lose_result * 0.2:
             world.lose_result(worker)
         elif w.done and (not w.lane or r.random() > chances.batch):
             world.report(worker, r.choice((None, None, 1)), self.timed)

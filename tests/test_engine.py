@@ -447,7 +447,7 @@ def test_a_worker_that_says_nonsense_is_ended(what: str, caplog: pytest.LogCaptu
         elif what == "a bad frame":
             end.send._data[:64] = b"\x55" * 64
             end.send._words[0] += 64
-            end.wake.wake()
+            end.call()
         else:
             end.send_all(wire.encode([(12345, 0.0, 0.0)]))
         time.sleep(100)
@@ -559,8 +559,11 @@ def test_a_zygote_killed_while_steps_run_costs_these_steps_and_leaves_no_program
         assert len(d.up(2)) == 2
 
 
-def test_a_zygote_killed_during_its_start_is_an_error_and_no_hang() -> None:
+def test_a_zygote_killed_during_its_start_is_an_error_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     """It had not said that it is up: another one would fare no better."""
+    at_start(monkeypatch, tmp_path, "import time; time.sleep(1000)")  # else it may be up before it is killed
     with Driver(2) as d:
         zygote_of(d).kill()
         assert "did not come up: killed by SIGKILL" in d.failed()

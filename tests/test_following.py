@@ -203,6 +203,25 @@ def test_values_of_other_lanes_are_never_missed_in_a_pool() -> None:
         assert all(f.result(60) is None for f in nothing)
 
 
+def _cell(i: int) -> int:
+    """Returns something that nobody takes."""
+    return i
+
+
+def test_who_takes_no_values_follows_steps_that_return_some_in_a_pool(followed: List[int]) -> None:
+    """The futures have them all."""
+    with StepPool(2) as pool:
+        list(pool.map(_cell, range(200)))
+        calls: List[Any] = []
+        for layer in range(LAYERS):
+            above = calls[-WIDTH:]
+            for i in range(WIDTH):
+                after = [above[j] for j in (i - 1, i, i + 1) if 0 <= j < WIDTH] if layer else ()
+                calls.append(pool.submit_step(_cell, layer * WIDTH + i, after=after))
+        assert [call.result(60) for call in calls] == list(range(LAYERS * WIDTH))
+        assert len(followed) > LAYERS, "they were to be sent ahead"
+
+
 class Valued(Layers):
     """Every third cell returns a value, and the one below it is given that."""
 
@@ -230,6 +249,26 @@ def test_a_value_of_a_step_of_another_lane_is_there(tmp_path: Path) -> None:
     protocol = Valued(workingDir=str(tmp_path / "run"), numberOfThreads=2)
     protocol.run()
     assert protocol.isFinished(), protocol.getErrorMessage()
+
+
+class Returning(Layers):
+    """All cells return something, and no cell takes it."""
+
+    def cellStep(self, layer: int, i: int) -> Any:
+        super().cellStep(layer, i)
+        return [layer, i]
+
+
+def test_what_steps_return_is_in_the_journal_also_where_others_have_followed_them(
+    tmp_path: Path, followed: List[int]
+) -> None:
+    """A value that nobody takes does not keep steps of other lanes from following."""
+    protocol = Returning(workingDir=str(tmp_path / "run"), numberOfThreads=2)
+    protocol.run()
+    assert protocol.isFinished(), protocol.getErrorMessage()
+    assert ran(protocol) == ALL
+    assert len(followed) > LAYERS, "they were to be sent ahead"
+    assert [tuple(step.result) for step in protocol.getSteps()[2:]] == ALL
 
 
 class Patient(Layers):

@@ -111,14 +111,28 @@ def test_the_worker_wakes_the_coordinator_only_when_it_sleeps(ends: Setup) -> No
     """Through the board's word and bell."""
     _, board, coordinator, worker = ends
     sleeper = board.sleeper(True)
-    assert not worker.wake.wake()
+    assert not worker.call()
     sleeper.prepare()
     assert not coordinator.receive.pending()
     worker.send.put(b"done")
-    assert worker.wake.wake()
+    assert worker.call()
     assert sleeper.sleep(0)
     sleeper.awake()
-    assert coordinator.receive.get() == b"done"
+    assert coordinator.drain() == [b"done"]
+
+
+def test_what_is_put_without_a_call_is_no_work_yet(ends: Setup) -> None:
+    """The coordinator may sleep on it; it is taken with whatever is taken next. Without order, it is work at once."""
+    lane, _, coordinator, worker = ends
+    unordered = lane.coordinator_side(ordered=False)
+    worker.put(b"one")
+    assert not coordinator.has_work()
+    assert unordered.has_work()
+    worker.call()
+    assert coordinator.has_work()
+    worker.put(b"two")
+    assert coordinator.drain() == [b"one", b"two"]
+    assert not coordinator.has_work()
 
 
 def test_send_all_gives_up_at_its_timeout_and_keeps_the_rest(ends: Setup) -> None:
@@ -129,7 +143,7 @@ def test_send_all_gives_up_at_its_timeout_and_keeps_the_rest(ends: Setup) -> Non
     got: list[bytes] = []
     done = False
     for _ in range(100):
-        got.extend(coordinator.receive.drain())
+        got.extend(coordinator.drain())
         done = done or worker.send_all(b"next", timeout=0) or worker.send.pump()
         if got and not coordinator.receive.pending() and done:
             break
@@ -138,7 +152,7 @@ def test_send_all_gives_up_at_its_timeout_and_keeps_the_rest(ends: Setup) -> Non
 
 
 def test_the_coordinators_last_look_sees_messages_and_room(ends: Setup) -> None:
-    """`has_work`: something to receive, or a backlog that could move; not a backlog that could not."""
+    """`has_work`: a call, or a backlog that could move; not a backlog that could not."""
     _, _, coordinator, worker = ends
     assert not coordinator.has_work()
     assert not coordinator.send.begin(bytes(10_000))
@@ -147,7 +161,7 @@ def test_the_coordinators_last_look_sees_messages_and_room(ends: Setup) -> None:
     assert coordinator.has_work()
     coordinator.send.pump()
     assert not coordinator.has_work()
-    worker.send.put(b"x")
+    assert worker.send_all(b"x")
     assert coordinator.has_work()
 
 
@@ -198,7 +212,7 @@ class Worker:
         end, sent, got, done = self.end, 0, 0, True
         while got < count:
             assert time.monotonic() < self.deadline, f"{got} of {count} answers"
-            answers = end.receive.drain()
+            answers = end.drain()
             for answer in answers:
                 check(got, answer)
                 got += 1
@@ -284,7 +298,7 @@ def test_messages_of_all_sizes_around_the_rings_go_there_and_back() -> None:
 def die_in_the_middle(end: WorkerEnd) -> None:
     end.send_all(b"whole", LIMIT)
     assert not end.send.begin(bytes(100_000))
-    end.wake.wake()
+    end.call()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

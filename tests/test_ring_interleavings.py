@@ -322,6 +322,69 @@ def test_a_coordinator_that_looks_for_messages_only_sleeps_on_room() -> None:
         explore(both_arrive, *programs, weak=True, start=full_ring(LONG))
 
 
+# ------------------------------------------------------------------------------------------- called, or only put
+def putting_and_calling(side: Side) -> None:
+    """Three replies, one of them without a call."""
+    end = worker_end(side)
+    end.send, end._wake, end._calls = make_writer(side), make_waker(side, 1), 0
+    end.put(b"one")
+    end.call()
+    end.put(b"two")
+    end.put(b"three")
+    end.call()
+
+
+def called(kind: type = CoordinatorEnd) -> Callable[[Side], Any]:
+    """Take replies until all are there, and sleep when the worker has not called since they were last taken."""
+
+    def program(side: Side) -> list[bytes]:
+        end = coordinator_end(side, kind)
+        end._heard, end.receive = 0, make_reader(side)
+        sleeper = make_sleeper(side, 1)
+        got: list[bytes] = []
+        while True:
+            if end.is_called():
+                got.extend(end.drain())
+            if len(got) == 3:
+                return got
+            sleeper.prepare()
+            sleeper.awake(not end.is_called() and sleeper.sleep(0))
+
+    return program
+
+
+class HearsAfterwards(CoordinatorEnd):
+    """Takes the replies first, and then what the word says."""
+
+    def drain(self) -> list[bytes]:
+        found = self.receive.drain()
+        self._heard = self._words[9]
+        return found
+
+
+def calls_too_soon(side: Side) -> None:
+    """Before the replies are in the ring."""
+    end = worker_end(side)
+    end.send, end._wake, end._calls = make_writer(side), make_waker(side, 1), 0
+    end.call()
+    for reply in (b"one", b"two", b"three"):
+        end.put(reply)
+
+
+def test_who_is_called_takes_all_that_was_put_before() -> None:
+    """What was put without a call comes with the next one, and no call is lost."""
+    assert explore(delivers(b"one", b"two", b"three"), putting_and_calling, called()).states > 1000
+
+
+@pytest.mark.parametrize(
+    "programs", [(putting_and_calling, called(HearsAfterwards)), (calls_too_soon, called())], ids=["hears", "calls"]
+)
+def test_another_order_of_calling_would_lose_replies(programs: Any) -> None:
+    """The word is loaded before the ring is looked at, and stored after the replies are there."""
+    with pytest.raises(Violation, match="for ever"):
+        explore(delivers(b"one", b"two", b"three"), *programs)
+
+
 # ----------------------------------------------------------------------------------------------------- taking back
 def coordinator_end(side: Side, kind: type = CoordinatorEnd) -> CoordinatorEnd:
     end = kind.__new__(kind)

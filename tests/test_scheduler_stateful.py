@@ -50,13 +50,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _workers(self, what: str) -> list[int]:
         """Workers that could begin ('idle') or cannot ('stuck'), are in a step ('busy'), or have something to tell
-        ('done'), of which something may be lost ('rich')."""
+        ('done')."""
         found = []
         for worker, w in self.world.workers.items():
             states = {
                 "idle": w.began is None and bool(w.lane) and self.world.stands(worker) is True,
                 "stuck": w.began is None and bool(w.lane) and not self.world.stands(worker),
-                "rich": bool(w.done) and w.done[0] not in w.plain,
                 "busy": w.began is not None,
                 "done": bool(w.done),
             }
@@ -70,7 +69,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add_step(self, data: Any, demand: Demand, held: bool, function: int) -> None:
         known = len(self.world.needs)
         needs = data.draw(st.lists(st.integers(1, known), max_size=4)) if known else []
-        self.world.add_step(needs, demand, held, function, interactive=function == 3 and len(needs) == 4)
+        takes = needs[: data.draw(st.integers(0, len(needs)))] if needs and known % 3 == 0 else ()
+        interactive = function == 3 and len(needs) == 4
+        self.world.add_step(needs, demand, held, function, interactive, takes)
 
     @precondition(lambda self: len(self.world.needs) > 1)
     @rule(data=st.data())
@@ -144,10 +145,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def refuse(self, data: Any) -> None:
         self.world.refuse(data.draw(st.sampled_from(self._workers("stuck"))))
 
-    @precondition(lambda self: self._workers("rich"))
+    @precondition(lambda self: self._workers("done"))
     @rule(data=st.data())
     def lose_result(self, data: Any) -> None:
-        self.world.lose_result(data.draw(st.sampled_from(self._workers("rich"))))
+        self.world.lose_result(data.draw(st.sampled_from(self._workers("done"))))
 
     @precondition(lambda self: self.world.resting)
     @rule(data=st.data())

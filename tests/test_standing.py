@@ -14,7 +14,8 @@ from tests.interleavings import Side, Violation, Words, explore
 WORKER = 3
 LANE = 10_000  # address of the lane's words
 LANE_DONE = LANE + 16
-PLAIN, APART, BACK = "plain", "apart", "back"
+REPLIED = 20_000  # address of what the ring has: the number of the last reply with a value
+PLAIN, APART, BACK, VALUE = "plain", "apart", "back", "value"
 
 
 # ----------------------------------------------------------------------------------------------- in every interleaving
@@ -35,6 +36,9 @@ def working(*ends: str) -> Callable[[Side], Any]:
                 end.finish(number)
             elif how == APART:
                 end.standing.end_apart()
+            elif how == VALUE:
+                Words(side)[REPLIED] = number
+                end.standing.finish(number)
             else:
                 end.standing.give_back(number)
 
@@ -51,14 +55,14 @@ def following(number: int, apart: int, looks: int = 2, kind: type = Peers) -> Ca
             found = peers.have_finished(WORKER, number, apart, 0.0)
             if found is not None:
                 break
-        return found, found is not True or number <= 0 or Words(side)[LANE_DONE] >= number
+        return found, found is not True or number <= 0 or max(Words(side)[LANE_DONE], Words(side)[REPLIED]) >= number
 
     return program
 
 
 def may_run(ends: Sequence[str], number: int, apart: int) -> bool:
     """Whether a follower of message `number`, which was told of the first `apart` that left something, may ever run."""
-    return ends[number - 1] == PLAIN and ends[:number].count(APART) <= apart
+    return ends[number - 1] in (PLAIN, VALUE) and ends[:number].count(APART) <= apart
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,11 @@ def may_run(ends: Sequence[str], number: int, apart: int) -> bool:
         ((PLAIN, BACK, BACK, PLAIN), 2, 0),
         ((APART, APART, PLAIN), 3, 1),
         ((APART, BACK, PLAIN), 3, 1),
+        ((PLAIN, VALUE, PLAIN), 2, 0),
+        ((VALUE, PLAIN, PLAIN), 2, 0),
+        ((VALUE, BACK, VALUE), 3, 0),
+        ((APART, VALUE, APART), 2, 1),
+        ((APART, VALUE, PLAIN), 2, 0),
     ],
 )
 def test_who_follows_misses_nothing(ends: Sequence[str], number: int, apart: int) -> None:
@@ -124,22 +133,29 @@ def finishes_the_page_first(side: Side) -> None:
     Words(side)[LANE_DONE] = 1
 
 
+def tells_of_a_value_too_soon(side: Side) -> None:
+    """Others may follow before the value is where a death cannot lose it."""
+    standing_of(side).finish(1)
+    Words(side)[REPLIED] = 1
+
+
 @pytest.mark.parametrize(
     ("programs", "weak"),
     [
         ((working(APART, PLAIN), following(2, 0, kind=LooksTheOtherWayRound)), False),
         ((tells_the_other_way_round, following(2, 0)), False),
         ((finishes_the_page_first, following(1, 0)), False),
+        ((tells_of_a_value_too_soon, following(1, 0)), False),
         ((working(APART, PLAIN), following(2, 0)), True),
     ],
-    ids=["loads", "stores", "page before lane", "a machine that reorders stores"],
+    ids=["loads", "stores", "page before lane", "page before ring", "a machine that reorders stores"],
 )
 def test_another_order_would_be_wrong(programs: Any, weak: bool) -> None:
     """The order of the stores and of the loads is needed, and that of the machine: elsewhere `across` is False."""
 
     def right(results: Sequence[Any]) -> bool:
         found, would_count = results[1]
-        number = 1 if programs[0] is finishes_the_page_first else 2
+        number = 1 if programs[0] in (finishes_the_page_first, tells_of_a_value_too_soon) else 2
         return would_count and (found is not True or number == 1)
 
     with pytest.raises(Violation):

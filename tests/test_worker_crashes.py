@@ -3,6 +3,7 @@
 The worker is a fork that runs the real loop on a real lane; the other side is the engine's own `WorkerHandle`. Each
 step appends a byte to a file when it is entered. What must hold, wherever the worker dies: what was answered, or counts
 as done, was entered once; at most one step is the victim, and nothing after it was entered; what goes back was not.
+What the other workers see as finished, so that steps may follow it, counts as finished after the death, too.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def life(path: str, at: int) -> bool:
     """One worker, killed at bytecode `at` of its loop; whether it died of that. Checks what is told of it."""
     open(path, "wb").close()
     handle, board = WorkerHandle(1, None), Board.create()
+    board.admit(1)
     pid = os.fork()
     if pid == 0:
         try:
@@ -80,17 +82,18 @@ def life(path: str, at: int) -> bool:
         handle.send([(-wire.STOP,)])
         status = os.waitpid(pid, 0)[1]
         gone = handle.bury(None, None, 0, found)
+        seen = [n for n in steps if any(board.peers().have_finished(1, n, apart, 0.0) for apart in (0, 1))]
     finally:
         handle.close()
         board.close()
     killed = os.WIFSIGNALED(status)
     assert killed or os.WEXITSTATUS(status) == 0, status
     assert not handle.damage, handle.damage
-    _check(path, found, gone, list(steps), killed)
+    _check(path, found, gone, list(steps), killed, seen)
     return killed
 
 
-def _check(path: str, found: List[Any], gone: Any, steps: List[int], killed: bool) -> None:
+def _check(path: str, found: List[Any], gone: Any, steps: List[int], killed: bool, seen: List[int]) -> None:
     with open(path, "rb") as f:
         entered = list(f.read())
     told: List[int] = list(gone.done)
@@ -107,6 +110,7 @@ def _check(path: str, found: List[Any], gone: Any, steps: List[int], killed: boo
     assert set(told) <= set(entered), f"told {told}, entered {entered}"
     assert set(entered) - set(told) <= {gone.began}, f"entered {entered}, told {told}, blamed {gone.began}"
     assert gone.began not in told
+    assert set(seen) & set(entered) <= set(told), f"others have seen the end of {seen}, told {told}"
     if not killed:
         assert sorted(told + back) == steps
         assert back, "a worker that is to leave gives back what is behind a failure"
@@ -133,7 +137,7 @@ def _work(handle: WorkerHandle, board: Board, at: int) -> None:
         following(worker, message)
 
     following, Worker._next = Worker._next, begins  # type: ignore[method-assign]
-    Worker(handle.lane.worker_side(board)).run()
+    Worker(handle.lane.worker_side(board, number=1)).run()
     sys.settrace(None)
     os._exit(0)
 
@@ -169,6 +173,10 @@ MUTANTS = {
     "begins after it has run": (
         "        if not self._end.begin(self._number) or",
         "        self._run_step(message)\n        if not self._end.begin(self._number) or",
+    ),
+    "lets others follow before the value is safe": (
+        "        leaves = wire.leaves(reply[3])\n",
+        "        leaves = wire.leaves(reply[3])\n        self._end.standing.finish(self._number)\n",
     ),
     "keeps back a reply with a content": (
         "            self._reply((step, seconds, used, extras))\n            self._flush()\n",

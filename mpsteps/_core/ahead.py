@@ -10,8 +10,8 @@ even share: the others become ready when it finishes, and go wherever there is r
 
 *Across lanes.* A step that misses several goes to the lane that will come to it first, and its worker waits for the
 other lanes: their workers tell how far they have come in memory that all see. They tell no more than that. So only
-those are followed so whose function's steps leave nothing (no value, no change of `self`, no output): what a step
-leaves, its dependants must hear of from the coordinator.
+those are followed so whose function's steps leave nothing (no change of `self`), and only by steps that do not take
+their values: what a step leaves, its dependants must hear of from the coordinator.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Ahead:
         self._covered: Dict[int, List[int]] = {}
         self._joint: Deque[int] = deque()  # of these, those that miss nothing else; looked at again before one is sent
         self._wary: Dict[Hashable, int] = {}  # function -> so many of its steps must still leave nothing
+        self._takes: Dict[int, Sequence[int]] = {}  # step -> those whose values it needs
         self._early: Set[int] = set()  # in lanes, and still missing something
         self._broad = False
 
@@ -78,6 +79,11 @@ class Ahead:
             share = -(-len(enabled) // lanes)
             self._next.setdefault(worker, deque()).extend(enabled[:share])
 
+    def takes(self, step: int, of: Sequence[int]) -> None:
+        """`step`, which is new, needs the values of these."""
+        if self._across:
+            self._takes[step] = of
+
     def linked(self, step: int, prerequisites: Sequence[int]) -> None:
         """`step` waits for these from now on; what it misses may be in lanes already."""
         count = self._graph.missing[step]
@@ -93,6 +99,8 @@ class Ahead:
 
     def _cover(self, step: int, p: int, count: int) -> None:
         """Of the `count` that `step` misses, `p` is in a lane now."""
+        if self._takes and p in self._takes.get(step, ()):
+            return  # it has to wait for the value, and so do the others that it misses
         covered = self._covered.get(step)
         if covered is None:
             self._covered[step] = [p]  # and `count` is more than 1
@@ -114,6 +122,9 @@ class Ahead:
 
     def released(self, steps: Sequence[int]) -> None:
         """These miss nothing any more."""
+        if self._takes:
+            for step in steps:
+                self._takes.pop(step, None)
         if self._covered:
             for step in steps:
                 self._covered.pop(step, None)

@@ -38,13 +38,15 @@ _NOTHING: Mapping[int, Mapping[int, int]] = MappingProxyType({})
 
 
 class StepAdded(NamedTuple):
-    """A step exists: its 1-based id, the ids it waits for, and the key under which its duration is learned."""
+    """A step exists: its 1-based id, the ids it waits for, and the key under which its duration is learned. `takes`: of
+    those that it waits for, the ones whose values it needs."""
 
     step: int
     prerequisites: Tuple[int, ...] = ()
     held: bool = False
     demand: Demand = PLAIN
     function: Hashable = None
+    takes: Tuple[int, ...] = ()
 
 
 class StepsAdded(NamedTuple):

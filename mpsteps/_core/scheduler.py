@@ -189,6 +189,8 @@ class Scheduler:
             self._check_prerequisites(step, event.prerequisites)
         self._register.add(step, event.held, event.function, event.demand)
         self._graph.grow(step)
+        if event.takes and self._lanes.ahead is not None:
+            self._lanes.ahead.takes(step, event.takes)
         if event.prerequisites:
             self._link(step, event.prerequisites, commands)
         self._unblock(step)

@@ -1,6 +1,6 @@
 """A lane: all that the coordinator and one worker share, in one block of shared memory.
 
-Two rings (requests to the worker, replies from it) and five words, each stored by one side only. There is no lock that
+Two rings (requests to the worker, replies from it) and six words, each stored by one side only. There is no lock that
 a worker could die holding, and a worker that runs wild damages its own lane only. The coordinator sleeps once for all
 lanes, so its `asleep` word and its bell are on a `Board` that all workers see and none can write.
 
@@ -28,6 +28,7 @@ NEVER = 2**64 - 1
 
 _WORDS = 256  # bytes of the lane's own words, each on a 64-byte line
 _ASLEEP, _BEGUN, _DONE, _REVOKED = 0, 8, 16, 24  # where they are, in words
+_CALLED = 9  # on the line of `begun`: both are the worker's
 _REFUSED = 25  # on the line of `revoked`: both are the coordinator's
 
 _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -35,6 +36,7 @@ _yield = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 class CoordinatorEnd:
     """The coordinator's side of a lane; its thread only. `send` and `receive` are the rings, `wake` wakes the worker.
+    `_heard`: what the word `called` held before the replies were last taken.
 
     The coordinator never blocks on a lane: it puts (`send.begin`) what there is room for, wakes the worker, and sends
     the rest (`pump`) when its own bell rings. It stores two words of its own: `revoked` and `refused`.
@@ -45,6 +47,7 @@ class CoordinatorEnd:
         self._words = lane.words()
         self._ordered = ordered
         self._fence = shm.fence
+        self._heard = 0
         self.send = RingWriter(request, ordered)
         self.receive = RingReader(reply, lane.bell.ring, ordered)
         self.wake = Waker(self._words, _ASLEEP, lane.bell, ordered)
@@ -60,12 +63,21 @@ class CoordinatorEnd:
         return done
 
     def has_work(self) -> bool:
-        """Whether there is something to receive, or room for more of what waits to be sent.
+        """Whether the worker has called, or there is room for more of what waits to be sent.
 
         This is the last look between `Sleeper.prepare` and the sleep, at every lane: rings that came before `prepare`
         may have been cleared by it.
         """
-        return self.receive.pending() or self.send.can_pump()
+        return self.is_called() or self.send.can_pump()
+
+    def is_called(self) -> bool:
+        """Whether the worker wants what it has put to be taken; what it put without a call is not urgent."""
+        return self._words[_CALLED] != self._heard if self._ordered else self.receive.pending()
+
+    def drain(self) -> list[bytes]:
+        """Take all replies that are there: those that were put before the calls until now, and perhaps more."""
+        self._heard = self._words[_CALLED]  # before the ring is looked at: see README.md
+        return self.receive.drain()
 
     def begun(self) -> int:
         """The highest message number that the worker has announced (0: none). Exact once the worker is known dead."""
@@ -108,10 +120,10 @@ class CoordinatorEnd:
 
 
 class WorkerEnd:
-    """The worker's side of a lane; one thread only. `wake` wakes the coordinator, `sleeper` is this worker's sleep.
+    """The worker's side of a lane; one thread only. `sleeper` is this worker's sleep.
 
-    It stores the words `asleep`, `begun` and `done`, and those of its `standing`. `number`: of this worker, from 1; 0:
-    it has no page of the board.
+    It stores the words `asleep`, `begun`, `called` and `done`, and those of its `standing`. `number`: of this worker,
+    from 1; 0: it has no page of the board.
     """
 
     def __init__(self, lane: Lane, board: Board, ordered: bool, number: int) -> None:
@@ -122,7 +134,8 @@ class WorkerEnd:
         self.send = RingWriter(reply, ordered)
         self.receive = RingReader(request, board.bell.ring, ordered)
         self.sleeper = Sleeper(self._words, _ASLEEP, lane.bell, ordered)
-        self.wake = board.waker(ordered)
+        self._wake = board.waker(ordered)
+        self._calls = 0
         self.standing = board.standing(number)
         self.peers = board.peers()
 
@@ -143,6 +156,12 @@ class WorkerEnd:
         self._words[_DONE] = number
         self.standing.finish(number)
 
+    def call(self) -> bool:
+        """Have the coordinator take what was put, soon: wake it if it sleeps. Whether the bell was rung."""
+        self._calls += 1
+        self._words[_CALLED] = self._calls
+        return self._wake.wake()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a request, or a part of one, is there; whether it is. At most `timeout` seconds (None: for ever).
 
@@ -156,14 +175,14 @@ class WorkerEnd:
         False: `timeout` seconds have passed; the rest is kept, and goes out with the next call.
         """
         done = self.send.begin(payload)
-        self.wake.wake()
+        self.call()
         return done or self._send_rest(timeout)
 
     def put(self, payload: Payload) -> None:
-        """Send a message of any size. The coordinator is woken only if there is no room; else it finds it when it looks
-        the next time, or, should this process die, then. Wake it soon (`wake.wake`)."""
+        """Send a message of any size. The coordinator is called only if there is no room; else it finds it when it is
+        called the next time, or, should this process die, then. Call it soon."""
         if not self.send.begin(payload):
-            self.wake.wake()
+            self.call()
             self._send_rest(None)
 
     def _send_rest(self, timeout: float | None) -> bool:
@@ -172,7 +191,7 @@ class WorkerEnd:
             if not self._spin_for_room():
                 self.sleeper.nap(min(deadline - time.monotonic(), LONGEST_SLEEP))
             done = self.send.pump()
-            self.wake.wake()
+            self.call()
             if done:
                 return True
         return False

@@ -2,9 +2,10 @@
 
 Every worker has a page of the board that only it stores into (the others map it for reading only), with three words:
 
-`done`: the number of its last message that was run to its end and left nothing: no value, no change of `self`;
+`done`: the number of its last message that was run to its end and left nothing: no change of `self`, and a value only
+if that is in the ring already;
 `back`: the number of the last message that it gave back;
-`apart`: how many of its messages ended in any other way: with something to tell, or in failure.
+`apart`: how many of its messages ended in any other way: with something that others must hear of, or in failure.
 
 A step that was sent behind step p of another lane comes with the number of p's message there and with the `apart` that
 the coordinator had heard of when it sent it. It may run once `done` has come that far, if `apart` is still the same and
@@ -45,7 +46,7 @@ class Standing:
         self._words = memoryview(self._page if self._page is not None else bytearray(PAGE)).cast("Q")
 
     def finish(self, number: int) -> None:
-        """Message `number` was run to its end and left nothing."""
+        """Message `number` was run to its end and left nothing that could get lost, or that others must hear of."""
         self._words[_DONE] = number
 
     def end_apart(self) -> None:

@@ -28,8 +28,8 @@ Messages from a worker:
 
     (-FINISHED, ids, seconds, cpu_seconds)                   finished, one after another; lists, an item for each: no
                                                              value, no change of self, no output
-    (id, seconds, cpu_seconds, extras)                       finished; extras: value, files, changes, log, lock (it
-                                                             has had `self._lock`); stored: the
+    (id, seconds, cpu_seconds, extras)                       finished (see `leaves`); extras: value, files,
+                                                             changes, log, lock (it has had `self._lock`); stored: the
                                                              file in which the value is, too; keeps: the
                                                              keys of the blocks that something in the worker still reads
     (id, seconds, cpu_seconds, None, failure)                failed; failure: see `Failure`
@@ -68,6 +68,12 @@ _MAX_PARCEL = 2**31 - 1
 
 encode: Callable[[List[Tuple[Any, ...]]], bytes] = marshal.dumps
 decode: Callable[[bytes], List[Tuple[Any, ...]]] = marshal.loads
+
+
+def leaves(extras: Optional[Dict[str, Any]]) -> bool:
+    """Whether a step that ended well, and tells this, left something that whoever follows it must hear of first: it has
+    changed `self`, or had its lock. A value only matters to who takes it; a large one may be lost with its worker."""
+    return extras is not None and ("changes" in extras or "lock" in extras or type(extras.get("value")) is list)
 
 
 def is_plain(value: Any, depth: int = 4) -> bool:

@@ -34,7 +34,8 @@ class WorkerHandle:
     `_told`: steps whose fate was told before the worker's own reply, which is then passed over: `True`, it finished;
     `False`, it was taken back.
     `damage`: what was found to be wrong with the lane ('': nothing).
-    `apart`: how many of the worker's own replies told more than that a step has finished; the worker counts them, too.
+    `apart`: how many of the worker's own replies told of a failure, or of what a step left (`wire.leaves`); the worker
+    counts them, too.
     """
 
     __slots__ = (
@@ -176,12 +177,13 @@ class WorkerHandle:
         replies: List[Message] = []
         in_lane = self.in_lane
         try:
-            for frame in self.end.receive.drain():
+            for frame in self.end.drain():
                 for message in wire.decode(frame):
                     first = message[0]
                     if first > 0:
                         del in_lane[first]
-                        self.apart += 1
+                        if len(message) != 4 or wire.leaves(message[3]):
+                            self.apart += 1
                         replies.append(message)
                     elif first == -wire.FINISHED:
                         self._finished(message, replies)

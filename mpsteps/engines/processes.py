@@ -263,15 +263,16 @@ class ProcessEngine:
                 self._board.bell.ring()
 
     def wait(self, timeout: Optional[float]) -> List[Happening]:
-        """Look at all lanes; sleep if there is nothing, until a bell, a death or the time."""
+        """Take what there is in all lanes if a worker has called; else sleep, until a bell, a death or the time. (What
+        workers put without calling comes with the next call, soon: a turn for each reply would take a core.)"""
         self._say_idle()
-        found = self._collect()
+        found = self._collect() if self._has_work() else self._take_happened()
         if found or timeout == 0 or self._woken:
             self._woken = False
             self._look_at_link(0)
             return found + self._take_happened()
         started = time.perf_counter()
-        if self._spin and self._spin_until_pending(timeout):
+        if self._spin and self._spin_until_called(timeout):
             self._spin = next_spin(time.perf_counter() - started, self._longest_spin)
             return self._collect()
         self._sleeper.prepare()
@@ -295,15 +296,15 @@ class ProcessEngine:
             self._idle = idle
             self._board.say_idle(idle)
 
-    def _spin_until_pending(self, timeout: Optional[float]) -> bool:
+    def _spin_until_called(self, timeout: Optional[float]) -> bool:
         stop = time.perf_counter() + (self._spin if timeout is None else min(self._spin, timeout))
-        readers = [w.end.receive for w in self._workers.values() if not w.damage]
+        ends = [w.end for w in self._workers.values() if not w.damage]
         while time.perf_counter() < stop:
             _yield()
             if self._woken:
                 return True
-            for reader in readers:
-                if reader.pending():
+            for end in ends:
+                if end.is_called():
                     return True
         return False
 
@@ -316,7 +317,7 @@ class ProcessEngine:
         for w in self._workers.values():
             if w.damage:
                 continue  # it is being killed
-            if w.end.receive.pending():
+            if w.end.receive.pending() or w.end.is_called():  # it may call for what was taken in passing already
                 was_ready = w.ready
                 sound = w.take(found)
                 if w.ready and not was_ready:
