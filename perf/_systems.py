@@ -202,7 +202,7 @@ def independent_job(system: System, board: Board, count: int) -> Job:
 
 
 def graph_job(system: System, board: Board, graph: Graph, iterations: int = 0) -> Job:
-    """All steps of a graph, `iterations` of an empty loop each."""
+    """All steps of a graph, `iterations` of `busy` each."""
     return _job(system, board, graph, system.graph, iterations)
 
 
