@@ -21,7 +21,7 @@ from typing import Deque, Dict, Hashable, List, Optional, Sequence, Set, Tuple
 
 from mpsteps._core.graph import Graph
 from mpsteps._core.register import Register
-from mpsteps._core.steps import Status
+from mpsteps._core.steps import FINAL, Status
 
 MOST_FOLLOWED = 8
 """A step that misses more than this is not sent across lanes: to wait for so many lanes is not worth it."""
@@ -204,6 +204,8 @@ class Ahead:
         where = {s: w for w, steps in lanes.items() for s in steps}
         for p, (w, _) in self._followed.items():
             assert where.get(p) == w, f"step {p} is followed in lane {w} and is in {where.get(p)}"
+        for step in self._takes:
+            assert self._graph.missing[step] or self._register.statuses[step] in FINAL, f"step {step} has all it takes"
         for step, covered in self._covered.items():
             assert self._graph.missing[step], f"step {step} waits for nobody"
             assert len(covered) == len(set(covered))

@@ -189,10 +189,13 @@ class Scheduler:
             self._check_prerequisites(step, event.prerequisites)
         self._register.add(step, event.held, event.function, event.demand)
         self._graph.grow(step)
-        if event.takes and self._lanes.ahead is not None:
-            self._lanes.ahead.takes(step, event.takes)
+        ahead = self._lanes.ahead
+        if event.takes and ahead is not None:
+            ahead.takes(step, event.takes)
         if event.prerequisites:
             self._link(step, event.prerequisites, commands)
+        if event.takes and ahead is not None and not self._graph.missing[step]:
+            ahead.released((step,))
         self._unblock(step)
 
     def _steps_added(self, event: StepsAdded, commands: List[Command]) -> None:
