@@ -46,7 +46,7 @@ RECENT_STEPS = 1024
 """So many finished steps a worker remembers, for those that are sent ahead: several times the depth of a lane."""
 RECENT_BYTES = 65_536
 """... with what they returned, up to this size."""
-_TOO_LARGE = b""
+_NOT_HERE = b""
 """In place of a value that this worker does not keep, or has never had: who takes it gives itself back."""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
@@ -610,7 +610,7 @@ class Worker:
             return False
         recent, results = self._recent, extras.get("results", {})
         taken = [p for p, parcel in results.items() if parcel is None]
-        return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _TOO_LARGE) != _TOO_LARGE for p in taken)
+        return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _NOT_HERE) != _NOT_HERE for p in taken)
 
     def _has_caught_up(self, peers: Dict[int, Tuple[int, int, int]]) -> bool:
         """Wait, not for long, until steps in other lanes have finished; whether they have, and left nothing."""
@@ -626,14 +626,14 @@ class Worker:
                 self._patient = finished is not None
             if not finished:
                 return False
-            self._remember(step, _TOO_LARGE)  # its value, if it has one, is not known here
+            self._remember(step, _NOT_HERE)  # its value, if it has one, is not known here
         return True
 
     def _remember(self, step: int, parcel: Optional[large.Parcel]) -> None:
         """A step has finished here: those sent ahead behind it may run."""
         recent = self._recent
         small = parcel is None or (isinstance(parcel, bytes) and len(parcel) <= RECENT_BYTES)
-        recent[step] = parcel if small else _TOO_LARGE  # type: ignore[assignment]  # a list is not small
+        recent[step] = parcel if small else _NOT_HERE  # type: ignore[assignment]  # a list is not small
         if len(recent) > 2 * RECENT_STEPS:
             for old in list(itertools.islice(recent, RECENT_STEPS)):
                 del recent[old]

@@ -43,7 +43,6 @@ _ALWAYS_THERE: Tuple[Tuple[str, Callable[[Any], Any], Any], ...] = (
 )
 """Attributes that a protocol has also where its form has no such param: name, type, default."""
 
-
 FRAMEWORK_ATTRIBUTES = frozenset(
     {
         "_definition", "_endTime", "_error", "_initTime", "_lock", "_log", "_newSteps", "_numberOfSteps", "_report",

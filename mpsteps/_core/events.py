@@ -50,7 +50,7 @@ class StepAdded(NamedTuple):
 
 
 class StepsAdded(NamedTuple):
-    """Many ordinary steps of one function exist: nobody holds them, and they demand nothing but a turn.
+    """Many ordinary steps of one function exist: nobody holds them, they demand nothing but a turn, and take no values.
 
     Their ids are `first` and those that follow, and were never used; `prerequisites` has, for each, the smaller ids it
     waits for. The same as a StepAdded for each, at a third of the cost.
