@@ -37,7 +37,7 @@ from mpsteps._core.events import (
     WorkerReady,
 )
 from mpsteps._core.scheduler import Scheduler
-from mpsteps._core.steps import IN_FLIGHT, LOCAL, Status
+from mpsteps._core.steps import LOCAL
 from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
@@ -83,7 +83,7 @@ class Coordinator:
         self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
         self._apart: Dict[int, int] = {}  # worker -> how many of its steps left something, as far as heard of
-        self._in_order = InOrder(lambda step: self.scheduler.status(step) in IN_FLIGHT)
+        self._in_order = InOrder(scheduler.is_in_flight)
         self._rests = Rests()
         self._memory = MemoryWatch()
         self._needs = needs
@@ -173,7 +173,7 @@ class Coordinator:
                 continue
             ready = [self._messages(d) for d in dispatches]
             if any(d.across for d in dispatches):
-                self.engine.number_peers(ready)
+                self.engine.number_peers(ready, self._apart, self._in_order.ended)
             self.work.commit()
             for worker, messages in ready:
                 if worker == LOCAL:
@@ -284,13 +284,9 @@ class Coordinator:
         other lanes."""
         extras = dict(message[5] or ())
         if across:
-            status, apart, has_ended = self.scheduler.status, self._apart, self._in_order.keeps
             # What has been told since then is in the message already, with all that it left.
-            peers = {
-                p: (peer, apart.get(peer, 0), has_ended(p))
-                for p, peer in across.items()
-                if status(p) is not Status.FINISHED
-            }
+            has_finished = self.scheduler.has_finished
+            peers = {p: peer for p, peer in across.items() if not has_finished(p)}
             if len(peers) < len(across):
                 before = tuple(p for p in before if p in peers or p not in across)
             if peers:

@@ -24,23 +24,20 @@ class InOrder:
     """What the lanes have said, held back where it is too early. `in_flight`: whether the scheduler takes a step for
     dispatched or running.
 
-    `_kept`: of each lane that waits, what it said, one message after another, or that its worker is dead. `_ended`: the
-    steps that were run to an end in these.
+    `ended`: the steps that were run to their end, well or badly, of which the scheduler has not heard, since they are
+    in what is kept: `_kept`, of each lane that waits, what it said, one message after another, or that its worker is
+    dead.
     """
 
     def __init__(self, in_flight: Callable[[int], bool]) -> None:
         self._in_flight = in_flight
         self._follows: Dict[int, Sequence[int]] = {}  # step sent behind steps of other lanes -> these
         self._kept: Dict[int, Deque[Union[Replies, WorkerGone]]] = {}
-        self._ended: Set[int] = set()
+        self.ended: Set[int] = set()
 
     def sent(self, step: int, behind: Sequence[int]) -> None:
         """`step` goes into a lane now, and `behind` are in others."""
         self._follows[step] = behind
-
-    def keeps(self, step: int) -> bool:
-        """Whether this step was run to its end, well or badly, and the scheduler has not heard of it."""
-        return step in self._ended
 
     def sort(self, happenings: List[Happening]) -> List[Happening]:
         """What may be taken now, of these and of what was kept."""
@@ -58,7 +55,7 @@ class InOrder:
         for h in free:
             for step in _told(h):
                 self._follows.pop(abs(step), None)
-        self._ended = {step for lane in self._kept.values() for h in lane for step in _run_to_an_end(h)}
+        self.ended = {step for lane in self._kept.values() for h in lane for step in _run_to_an_end(h)}
         return free
 
     def _steps_in_order(self, lanes: Dict[int, Deque[Union[Replies, WorkerGone]]]) -> Dict[int, int]:
@@ -78,8 +75,10 @@ class InOrder:
         return {worker: len(steps) for worker, steps in told.items()}
 
     def _too_early(self, step: int, ended: Set[int]) -> bool:
-        behind = self._follows.get(step)
-        return behind is not None and any(p not in ended and self._in_flight(p) for p in behind)
+        for p in self._follows.get(step, ()):  # noqa: SIM110  # a generator would cost as much again, for every step
+            if p not in ended and self._in_flight(p):
+                return True
+        return False
 
     def _take(self, worker: int, lane: Deque[Union[Replies, WorkerGone]], room: int, free: List[Happening]) -> None:
         """Move what tells of the first `room` ends from a lane to `free`, and keep the rest."""

@@ -9,7 +9,6 @@ What a worker imports decides how fast it starts: nothing of the protocol, form 
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import sys
@@ -22,7 +21,6 @@ from mpsteps._image import load_image
 from mpsteps._ipc import blocks, large, state, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
-from mpsteps._ipc.shm import ORDERED
 from mpsteps._logging_relay import Relay
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
@@ -32,27 +30,13 @@ from mpsteps._surroundings import LOOK_SECONDS, Surroundings
 from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
 from mpsteps._worker_lock import WorkerLock
+from mpsteps._worker_recent import RecentSteps
+from mpsteps._worker_replies import WorkerReplies
 from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
 
-FLUSH_SECONDS = 400e-6
-"""While there are more steps to run, replies are kept back at most about this long if they have a content, or if some
-worker has nothing to do."""
-LATEST_SECONDS = 2e-3
-"""... and this long if all have: half of what a lane is given ahead of time, so that it does not run dry. What is told
-seldom costs the coordinator little, and it takes the core of a worker where there are no more cores than workers."""
-FLUSH_COUNT = 128
-RECENT_STEPS = 1024
-"""So many finished steps a worker remembers, for those that are sent ahead: several times the depth of a lane."""
-RECENT_BYTES = 65_536
-"""... with what they returned, up to this size."""
-_NOT_HERE = b""
-"""In place of a value that this worker does not keep, or has never had: who takes it gives itself back."""
 SHARED_ARRAYS_KEPT = 4
 """See `blocks.told_kept`."""
-PEER_SECONDS = 20e-3
-"""A step of another lane is waited for so long; then the one that follows it is given back. Several times what lanes
-are given ahead of time."""
 SHORT_SECONDS = 200e-6
 """The CPU time of a step that took less is taken to be all of it: to ask would cost as much as such a step."""
 MEMORY_LEFT = 64 << 20
@@ -71,25 +55,19 @@ class Worker:
 
     def __init__(self, end: WorkerEnd, own_fds: Sequence[int] = ()) -> None:
         self._end = end
+        self._replies = WorkerReplies(end)
+        self._recent = RecentSteps(end, self._replies)
         self._surroundings = Surroundings(own_fds)
         self._look_at = 0.0
         self._trusted = self._surroundings.trusted
         self._memory_at_start = 0
         self.turns = Turns()
         self._queue: Deque[Tuple[Any, ...]] = deque()
-        self._replies: List[Tuple[Any, ...]] = []
-        self._finished: Optional[Tuple[List[int], List[float], List[float]]] = None  # the last of `_replies`, if plain
         self._functions: Dict[int, Any] = {}  # number -> callable, or its parcel until first used
         self._lock: Optional[WorkerLock] = None  # that of the protocol
         self._number = 0  # of the last step message taken from the lane, from 1
-        self._owes = False  # a step was given back, and that is not told yet
-        self._unseen = 0  # how many frames were put into the ring without waking the coordinator
-        self._flushed = 0.0
-        self._flushing = False
         self._spin = self._longest_spin = SPIN
         self._step: Tuple[int, Any] = (0, None)  # the step that runs, or ran last, and its function
-        self._patient = True  # it has not waited in vain for another lane since it had nothing to do
-        self._recent: Dict[int, Optional[bytes]] = {}  # the last steps that finished here -> parcel of their value
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
         self._protocol: Any = None
@@ -117,8 +95,8 @@ class Worker:
         try:
             while True:
                 while not queue:
-                    self._patient = True
-                    self._flush()
+                    self._recent.patient = True
+                    self._replies.flush()
                     if self._leaving:
                         return 0
                     self._receive(block=True)
@@ -170,32 +148,6 @@ class Worker:
         elif order == wire.STOP:
             self._leaving = True
 
-    def _flush(self) -> None:
-        """Tell the coordinator all that it has not been told."""
-        self._put()
-        if self._unseen:
-            self._unseen = 0
-            self._end.call()
-        self._flushed = time.perf_counter()
-
-    def _put(self) -> None:
-        """Put what was kept into the ring. The coordinator sees it when it is next woken, or when this process dies."""
-        replies = self._replies
-        if replies:
-            self._replies = []
-            self._finished = None
-            self._owes = False
-            self._unseen += 1
-            self._flushing = True
-            try:
-                self._end.put(wire.encode(replies))
-            finally:
-                self._flushing = False
-
-    def _reply(self, message: Tuple[Any, ...]) -> None:
-        self._replies.append(message)
-        self._finished = None  # a plain reply after this one begins a new list, so that all are told in their order
-
     def _send_records(self, records: List[Tuple[Any, ...]]) -> bool:
         """Log records, for the handlers of the coordinator's process; at once: the step may run for long. False: not
         now, as another thread speaks, or this one does and its handler of a signal logs."""
@@ -205,9 +157,9 @@ class Worker:
         if in_step and not self.turns.enter_if_free():
             return False
         try:
-            self._reply((-wire.LOGGED, records))
-            if not self._flushing:  # else a signal handler of the step's logs, in the middle of another message
-                self._flush()
+            self._replies.add((-wire.LOGGED, records))
+            if not self._replies.putting:  # else a signal handler of the step's logs, in the middle of another message
+                self._replies.flush()
         finally:
             if in_step:
                 self.turns.leave()
@@ -236,8 +188,8 @@ class Worker:
 
     def tell(self, message: Tuple[Any, ...]) -> None:
         """Send this, after all that is to be said before."""
-        self._reply(message)
-        self._flush()
+        self._replies.add(message)
+        self._replies.flush()
 
     def listen(self, seconds: Optional[float]) -> None:
         """Take in what comes, waiting for it at most so long."""
@@ -261,7 +213,7 @@ class Worker:
             self._lock.lost_changes = failure  # the step fails, also if its code goes on as if nothing were
             raise SerializationError(failure.message)
         if found:
-            self._reply((-wire.CHANGED, self.running, found["changes"], late))
+            self._replies.add((-wire.CHANGED, self.running, found["changes"], late))
 
     def hear_later(self, news: List[Any]) -> None:
         """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
@@ -305,24 +257,22 @@ class Worker:
                 self._calls = _traffic.Calls()
             self._surroundings.take()
             self._memory_at_start = own_memory(os.getpid())
-            self._reply((-wire.READY, os.getpid()))
+            self._replies.add((-wire.READY, os.getpid()))
         except BaseException as error:
-            self._reply((-wire.UNFIT, tuple(wire.describe(error))))
-        self._flush()
+            self._replies.add((-wire.UNFIT, tuple(wire.describe(error))))
+        self._replies.flush()
 
     # --------------------------------------------------------------------- steps
 
     def _next(self, message: Tuple[Any, ...]) -> None:
         self._number += 1
         step, extras = message[0], message[5]
-        self._recent.pop(step, None)  # an earlier step of a pool may have had this number
-        may_run = not extras or "ahead" not in extras or self._may_follow(extras)
+        self._recent.forget(step)
+        may_run = not extras or "ahead" not in extras or self._recent.may_run(extras)
         if not may_run or not self._end.begin(self._number):  # what is not begun is nobody's victim
             if message[4] is not None:
                 self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
-            self._end.standing.give_back(self._number)
-            self._reply((-wire.RETURNED, step))
-            self._owes = True
+            self._replies.gave_back(self._number, step)
             return
         self._step = (step, message[2])
         started = time.perf_counter()
@@ -339,42 +289,17 @@ class Worker:
             leaving = self._look_around(message[2], failure)
         extras = self._with_traces(message, seconds, extras, failure is not None)
         if failure is not None:
-            self._end.standing.end_apart()
-            self._reply((step, seconds, used, extras, tuple(failure)))
-            self._flush()
-            self._after_failure()
+            self._replies.failed((step, seconds, used, extras, tuple(failure)))
         elif extras:
-            self._remember(step, extras.get("value"))
-            leaves = self._tell_at_once((step, seconds, used, extras))
-            late = ended - self._flushed > FLUSH_SECONDS and (leaves or self._is_due(ended))
-            if leaving or late or self._unseen >= FLUSH_COUNT or not ORDERED:  # without order, no lane is relieved
-                self._flush()
-            if leaving:
-                self._after_failure()
+            self._recent.add(step, extras.get("value"))
+            self._replies.left(self._number, (step, seconds, used, extras), ended)
         else:
-            self._remember(step, None)
-            if self._owes:
-                self._put()  # before `finish` counts messages that were given back among those that were run
-            # This one may be kept back for a while: the word alone says that the step has finished, should this
-            # process die before the reply is sent.
-            kept = self._keep_reply(step, seconds, used)
-            self._end.finish(self._number)
-            if (ended - self._flushed > FLUSH_SECONDS and self._is_due(ended)) or kept >= FLUSH_COUNT or leaving:
-                self._flush()
-            if leaving:
-                self._after_failure()
-
-    def _tell_at_once(self, reply: Tuple[Any, ...]) -> bool:
-        """Put the reply of a step that has ended well where the coordinator finds it, whatever happens to the next one;
-        whether it left something."""
-        leaves = wire.leaves(reply[3])
-        if leaves:
-            self._end.standing.end_apart()
-        self._reply(reply)
-        self._put()
-        if not leaves:  # it cannot get lost any more: others may follow it
-            self._end.standing.finish(self._number)
-        return leaves
+            self._recent.add(step, None)
+            self._replies.finished(self._number, step, seconds, used, ended)
+        if leaving:
+            self._replies.flush()
+        if leaving or failure is not None:
+            self._after_failure()
 
     def _with_traces(
         self, message: Tuple[Any, ...], seconds: float, extras: Optional[Dict[str, Any]], failed: bool
@@ -398,21 +323,6 @@ class Worker:
         """Bytes that came with a step."""
         results = (message[5] or {}).get("results", {})
         return _traffic.size(message[:5]) + _traffic.size(results.values())
-
-    def _is_due(self, now: float) -> bool:
-        """Whether replies that were kept back for FLUSH_SECONDS or longer are to be told."""
-        return now - self._flushed > LATEST_SECONDS or self._end.peers.some_idle()
-
-    def _keep_reply(self, step: int, seconds: float, used: float) -> int:
-        """Add a step that left nothing to those that are told in one message; how many they are."""
-        finished = self._finished
-        if finished is None:
-            finished = self._finished = ([], [], [])
-            self._replies.append((-wire.FINISHED, *finished))
-        finished[0].append(step)
-        finished[1].append(seconds)
-        finished[2].append(used)
-        return len(finished[0])
 
     def _cpu_used(self, seconds: float) -> float:
         """CPU seconds of the step that has just ended after `seconds`."""
@@ -455,7 +365,8 @@ class Worker:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
         self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
         self.turns.open()
-        self._end = _NotOurs()  # type: ignore[assignment]  # the code of the step may return here: then it ends
+        # The code of the step may return here: then it ends.
+        self._end = self._replies = self._recent = _NotOurs()  # type: ignore[assignment]
         self._output = None
 
     def _new_cpu_of_programs(self) -> float:
@@ -474,9 +385,9 @@ class Worker:
             for m in self._queue:
                 if m[4] is not None:
                     self._unheard.append(m[4])
-                self._reply((-wire.RETURNED, m[0]))
+                self._replies.add((-wire.RETURNED, m[0]))
             self._end.standing.give_back(self._number + len(self._queue))
-            self._flush()
+            self._replies.flush()
             self._number += len(self._queue)  # answered first, announced then: killed in between, nobody is blamed
             self._end.begin(self._number)
             self._queue.clear()
@@ -602,49 +513,13 @@ class Worker:
             self._writes = WritesOf(type(self._protocol))
         return self._writes(fn)
 
-    def _may_follow(self, extras: Dict[str, Any]) -> bool:
-        """Whether a step that was sent ahead can run: its prerequisites have finished here, or left nothing elsewhere,
-        and what it takes from them is still known. If in doubt, not: the coordinator then sends it again, with
-        everything."""
-        if "peers" in extras and not self._has_caught_up(extras["peers"]):
-            return False
-        recent, results = self._recent, extras.get("results", {})
-        taken = [p for p, parcel in results.items() if parcel is None]
-        return all(p in recent for p in extras["ahead"]) and all(recent.get(p, _NOT_HERE) != _NOT_HERE for p in taken)
-
-    def _has_caught_up(self, peers: Dict[int, Tuple[int, int, int]]) -> bool:
-        """Wait, not for long, until steps in other lanes have finished; whether they have, and left nothing."""
-        have_finished = self._end.peers.have_finished
-        for step, peer in peers.items():
-            finished = have_finished(*peer, 0.0)
-            if finished is None and self._patient:
-                most = FLUSH_SECONDS if self._end.peers.some_idle() else LATEST_SECONDS
-                finished = have_finished(*peer, self._flushed + most - time.perf_counter())
-                if finished is None:
-                    self._flush()
-                    finished = have_finished(*peer, PEER_SECONDS)
-                self._patient = finished is not None
-            if not finished:
-                return False
-            self._remember(step, _NOT_HERE)  # its value, if it has one, is not known here
-        return True
-
-    def _remember(self, step: int, parcel: Optional[large.Parcel]) -> None:
-        """A step has finished here: those sent ahead behind it may run."""
-        recent = self._recent
-        small = parcel is None or (isinstance(parcel, bytes) and len(parcel) <= RECENT_BYTES)
-        recent[step] = parcel if small else _NOT_HERE  # type: ignore[assignment]  # a list is not small
-        if len(recent) > 2 * RECENT_STEPS:
-            for old in list(itertools.islice(recent, RECENT_STEPS)):
-                del recent[old]
-
     def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[large.Parcel]]) -> Tuple[Any, ...]:
         from mpsteps.steps import put_results
 
         def result(step: int) -> Any:
             parcel = results[step]
             if parcel is None:
-                parcel = self._recent[step]
+                parcel = self._recent.value(step)
             return None if parcel is None else self._blocks.open(parcel, self._protocol)
 
         return tuple(put_results(args, result))

@@ -157,6 +157,9 @@ MUTANTS: dict[str, Mutant] = {
     "follows a step elsewhere whose value is taken": Mutant(
         "ahead", "if self._takes and p in self._takes.get(step, ()):", "if False:"
     ),
+    "forgets that a step is in a lane, sent ahead": Mutant(
+        "sending_ahead", "        self._register.move_all(self._order, Cause.SENT_AHEAD)\n", ""
+    ),
     "follows steps of a lane that stalls": Mutant(
         "sending_ahead",
         "            if worker not in lanes:\n                return 0, 0.0\n",

@@ -169,6 +169,24 @@ def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
     assert ahead.take_joint() == (3, [1, 2], [(8, 0.3), (8, 0.2)])
 
 
+def test_a_step_is_sent_ahead_once_though_it_was_enabled_twice() -> None:
+    """Its prerequisite went to this lane, was given back, and came again, while there was no room for the step. Its
+    status only changes when the round is over."""
+    register, graph = Register(), Graph()
+    for step in (1, 2):
+        register.add(step, False, "f", PLAIN)
+        graph.grow(step)
+    graph.link(2, (1,))
+    ahead = Ahead(register, graph)
+    ahead.follow(7, 1, 2, 0.1)
+    ahead.answered((1,))
+    ahead.follow(7, 1, 2, 0.1)
+
+    assert ahead.take(7) == (2, 1)
+    ahead.sent(2, 7, 2, 0.2)
+    assert ahead.take(7) is None
+
+
 def stir(scheduler: Scheduler, blocked: int) -> List[Any]:
     """Something happens that changes nothing for this blocked step or any other."""
     return scheduler.handle(PrerequisitesAdded(blocked, ()))

@@ -71,12 +71,12 @@ def test_a_reply_waits_for_that_of_the_step_before_it() -> None:
     """And all that its lane says after it."""
     lanes = Lanes({5: (1,)})
     assert lanes.sort(finished(2, 4, 5, 6)) == [finished(2, 4)]
-    assert lanes.in_order.keeps(5)
-    assert lanes.in_order.keeps(6)
-    assert not lanes.in_order.keeps(4)
+    assert 5 in lanes.in_order.ended
+    assert 6 in lanes.in_order.ended
+    assert 4 not in lanes.in_order.ended
     assert lanes.sort(with_value(2, 7)) == []
     assert lanes.sort(finished(1, 1)) == [finished(2, 5, 6), with_value(2, 7), finished(1, 1)]
-    assert not lanes.in_order.keeps(5)
+    assert 5 not in lanes.in_order.ended
 
 
 def test_steps_that_follow_each_other_in_turns_come_out_together() -> None:
@@ -92,7 +92,7 @@ def test_what_is_given_back_waits_for_nobody() -> None:
     assert lanes.sort(back(2, 5)) == [back(2, 5)]
     assert lanes.sort(finished(2, 6)) == []
     assert lanes.sort(back(2, 7)) == []
-    assert not lanes.in_order.keeps(7)
+    assert 7 not in lanes.in_order.ended
     assert lanes.sort(finished(1, 1)) == [finished(2, 6), back(2, 7), finished(1, 1)]
 
 
@@ -101,8 +101,8 @@ def test_a_death_waits_its_turn() -> None:
     lanes = Lanes({5: (1,)})
     death = gone(2, done=(5,), began=6)
     assert lanes.sort(death) == []
-    assert lanes.in_order.keeps(5)
-    assert not lanes.in_order.keeps(6)
+    assert 5 in lanes.in_order.ended
+    assert 6 not in lanes.in_order.ended
     assert lanes.sort(finished(1, 1)) == [death, finished(1, 1)]
 
 

@@ -135,6 +135,39 @@ def test_what_is_put_without_a_call_is_no_work_yet(ends: Setup) -> None:
     assert not coordinator.has_work()
 
 
+def test_the_coordinator_is_called_for_what_it_does_not_come_for(ends: Setup) -> None:
+    """By the second time that the worker asks; when it has nothing more to do, for all that is left. Not for what has
+    been taken: that would be a turn for nothing."""
+    _, _, coordinator, worker = ends
+    worker.put(b"one")
+    worker.call_if_late()
+    assert not coordinator.has_work()
+    worker.put(b"two")
+    worker.call_if_late()
+    assert coordinator.has_work()
+    assert coordinator.drain() == [b"one", b"two"]
+    worker.call_if_left()
+    worker.put(b"three")
+    worker.call_if_late()
+    assert not coordinator.has_work()
+    assert coordinator.drain() == [b"three"]
+    worker.put(b"four")
+    worker.call_if_late()
+    assert not coordinator.has_work()
+    worker.call_if_left()
+    assert coordinator.has_work()
+
+
+def test_without_order_the_coordinator_is_always_called(ends: Setup) -> None:
+    """What the words say is certified by the bell only, and it rings for each frame."""
+    lane, board, coordinator, _ = ends
+    worker = lane.worker_side(board, ordered=False)
+    for call in (worker.call_if_late, worker.call_if_left):
+        call()
+        assert coordinator.is_called()
+        coordinator.drain()
+
+
 def test_send_all_gives_up_at_its_timeout_and_keeps_the_rest(ends: Setup) -> None:
     """With nobody receiving it returns False; the rest follows once there is room, in front of what comes later."""
     _, _, coordinator, worker = ends

@@ -371,14 +371,46 @@ def calls_too_soon(side: Side) -> None:
         end.put(reply)
 
 
+def offering(kind: type = WorkerEnd) -> Callable[[Side], None]:
+    """Three replies, with a call only for those that the coordinator has not come for by itself."""
+
+    def program(side: Side) -> None:
+        end = worker_end(side, kind)
+        end.send, end._wake, end._calls, end._seen_put = make_writer(side), make_waker(side, 1), 0, 0
+        end.put(b"one")
+        end.call_if_late()
+        end.put(b"two")
+        end.call_if_late()
+        end.put(b"three")
+        end.call_if_left()
+
+    return program
+
+
+class ThinksOfTheLastTime(WorkerEnd):
+    """At the end, it asks for what it had put when it asked last."""
+
+    def call_if_left(self) -> None:
+        if self.send.taken() < self._seen_put:
+            self.call()
+
+
 def test_who_is_called_takes_all_that_was_put_before() -> None:
     """What was put without a call comes with the next one, and no call is lost."""
     assert explore(delivers(b"one", b"two", b"three"), putting_and_calling, called()).states > 1000
 
 
+def test_who_has_taken_everything_need_not_be_called() -> None:
+    """What the worker sees as taken has been, and for the rest it calls, so that nobody sleeps on it."""
+    assert explore(delivers(b"one", b"two", b"three"), offering(), called()).states > 1000
+
+
 @pytest.mark.parametrize(
-    "programs", [(putting_and_calling, called(HearsAfterwards)), (calls_too_soon, called())], ids=["hears", "calls"]
-)
+    "programs",
+    [(putting_and_calling, called(HearsAfterwards)), (calls_too_soon, called()),
+     (offering(ThinksOfTheLastTime), called())],
+    ids=["hears", "calls", "asks"],
+)  # fmt: skip
 def test_another_order_of_calling_would_lose_replies(programs: Any) -> None:
     """The word is loaded before the ring is looked at, and stored after the replies are there."""
     with pytest.raises(Violation, match="for ever"):

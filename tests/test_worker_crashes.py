@@ -19,13 +19,16 @@ import pytest
 from engine_driver import with_path
 
 import mpsteps._worker
+import mpsteps._worker_replies
 from mpsteps._ipc import wire
 from mpsteps._ipc.lane import Board
 from mpsteps._worker import Worker
 from mpsteps.engines.base import Replies
 from mpsteps.engines.handle import WorkerHandle
 
-WATCHED = ("_worker.py", "_worker.py with a bug", "lane.py", "ring.py", "bell.py", "test_worker_crashes.py")
+WATCHED = (
+    "_worker.py", "_worker_replies.py", "with a bug", "lane.py", "ring.py", "bell.py", "test_worker_crashes.py",
+)  # fmt: skip
 STRIDE = 7
 """Bytecodes between two kills. (All of them: ``python tests/test_worker_crashes.py FILE 1``.)"""
 
@@ -167,20 +170,24 @@ def sweep_in_child(folder: Path, *mutation: str) -> Tuple[int, str]:
 
 MUTANTS = {
     "finishes before it has run": (
+        mpsteps._worker,
         "        extras, failure = self._run_step(message)\n",
         "        self._end.finish(self._number)\n        extras, failure = self._run_step(message)\n",
     ),
     "begins after it has run": (
+        mpsteps._worker,
         "        if not self._end.begin(self._number) or",
         "        self._run_step(message)\n        if not self._end.begin(self._number) or",
     ),
     "lets others follow before the value is safe": (
+        mpsteps._worker_replies,
         "        leaves = wire.leaves(reply[3])\n",
-        "        leaves = wire.leaves(reply[3])\n        self._end.standing.finish(self._number)\n",
+        "        leaves = wire.leaves(reply[3])\n        self._end.standing.finish(number)\n",
     ),
     "keeps back a reply with a content": (
-        "            self._reply((step, seconds, used, extras))\n            self._flush()\n",
-        "            self._reply((step, seconds, used, extras))\n",
+        mpsteps._worker_replies,
+        "        self.add(reply)\n        self.put()\n",
+        "        self.add(reply)\n",
     ),
 }
 
@@ -194,10 +201,11 @@ def test_a_worker_that_tells_in_the_wrong_order_is_caught(name: str, tmp_path: P
 
 
 def _with_bug(name: str) -> None:
-    old, new = MUTANTS[name]
-    source = Path(mpsteps._worker.__file__).read_text()
-    assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in _worker.py"
-    exec(compile(source.replace(old, new), "_worker.py with a bug", "exec"), mpsteps._worker.__dict__)
+    module, old, new = MUTANTS[name]
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {module.__name__}"
+    exec(compile(source.replace(old, new), f"{module.__name__} with a bug", "exec"), module.__dict__)
+    mpsteps._worker.WorkerReplies = mpsteps._worker_replies.WorkerReplies  # type: ignore[attr-defined]
     globals()["Worker"] = mpsteps._worker.Worker
 
 

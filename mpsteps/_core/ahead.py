@@ -65,11 +65,14 @@ class Ahead:
 
     def follow(self, worker: int, p: int, lanes: int, end: float) -> None:
         """`follow_all` for one step."""
-        followed, missing = self._followed, self._graph.missing
-        followed[p] = (worker, end)
+        self._followed[p] = (worker, end)
+        dependants = self._graph.dependants(p)
+        if not dependants:
+            return
+        missing = self._graph.missing
         plain = self._across and not self._broad and self._register.functions[p] not in self._wary
         enabled: List[Tuple[int, int]] = []
-        for d in self._graph.dependants(p):
+        for d in dependants:
             count = missing[d]
             if count == 1:
                 enabled.append((d, p))
@@ -107,10 +110,10 @@ class Ahead:
             return
         if p not in covered:
             covered.append(p)
-        if len(covered) >= count:
+        if len(covered) > count:
             covered[:] = [q for q in covered if q in self._followed]
-            if len(covered) == count:
-                self._joint.append(step)
+        if len(covered) == count:
+            self._joint.append(step)
 
     def answered(self, steps: Sequence[int]) -> None:
         """These have left their lane, for whatever reason."""
@@ -146,10 +149,6 @@ class Ahead:
         self._broad = open_steps - len(self._early) > BROAD * lanes
         return bool(self._joint and not self._broad) or any(self._next.values())
 
-    def has_next_for(self, worker: int) -> bool:
-        """Whether `take` may have something for this worker."""
-        return bool(self._next.get(worker))
-
     def take(self, worker: int) -> Optional[Tuple[int, int]]:
         """The next step that can be sent ahead to `worker`, and the prerequisite that it misses."""
         waiting = self._next.get(worker)
@@ -158,6 +157,7 @@ class Ahead:
             step, p = waiting.popleft()
             if (
                 statuses[step] == _BLOCKED
+                and step not in self._early  # it is sent in this round
                 and step not in demands
                 and self._followed.get(p, (0,))[0] == worker
                 and self._graph.missing[step] == 1
@@ -176,13 +176,13 @@ class Ahead:
         joint, missing = self._joint, self._graph.missing
         while joint and not self._broad:
             step = joint.popleft()
-            if statuses[step] != _BLOCKED or step in demands:
+            covered = self._covered.get(step)
+            if not covered or statuses[step] != _BLOCKED or step in demands:
                 continue
-            covered = self._covered.get(step, ())
             places = [followed[p] for p in covered if p in followed]
             if len(places) < len(covered):
                 covered = [p for p in covered if p in followed]
-            if places and len(places) == missing[step]:
+            if len(places) == missing[step]:
                 return step, covered, places
         return None
 
@@ -190,10 +190,13 @@ class Ahead:
         """There is no room for what `take_joint` gave: it stays the next."""
         self._joint.appendleft(step)
 
-    def sent(self, step: int) -> None:
-        """What `take` or `take_joint` gave is in a lane."""
+    def sent(self, step: int, worker: int, lanes: int, end: float) -> bool:
+        """What `take` or `take_joint` gave is in the lane of `worker`; the rest as in `follow`. Whether `take` may have
+        something for that worker now."""
         self._covered.pop(step, None)
         self._early.add(step)
+        self.follow(worker, step, lanes, end)
+        return bool(self._next.get(worker))
 
     def gone(self, worker: int) -> None:
         """The worker's lane is no more."""

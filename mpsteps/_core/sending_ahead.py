@@ -41,6 +41,7 @@ class SendingAhead:
         self._mean = mean
         self._lanes = lanes
         self._sent = {worker: _Sent([], [], {}) for worker in lanes}
+        self._order: List[int] = []  # all of them, as they were sent
         self._begun: List[Tuple[int, int]] = []
         # What is added to the `end` of a step (see `Ahead`) to have it in seconds from now. Whatever is sent adds as
         # much to a lane's `expected` as to its `sent`, so that this stays.
@@ -53,6 +54,7 @@ class SendingAhead:
             if lane.steps:
                 self._fill_in_lane(worker)
         self._fill_across()
+        self._register.move_all(self._order, Cause.SENT_AHEAD)
         for worker, sent in self._sent.items():
             if sent.steps:
                 commands.append(Dispatch(worker, tuple(sent.steps), tuple(sent.missing), sent.across))
@@ -74,11 +76,10 @@ class SendingAhead:
                     ahead.put_back(worker, taken)
                 break
             self._send(step, (prerequisite,), lane, sent)
-            ahead.sent(step)
             lane.expected += expected
             lane.sent += expected
             length += 1
-            ahead.follow(worker, step, count, lane.sent)
+            ahead.sent(step, worker, count, lane.sent)
         if worker == self._emptiest:
             self._emptiest = None
 
@@ -112,9 +113,7 @@ class SendingAhead:
             lane.expected = end
             if worker == self._emptiest:
                 self._emptiest = None
-            ahead.sent(step)
-            ahead.follow(worker, step, count, lane.sent)
-            if ahead.has_next_for(worker):
+            if ahead.sent(step, worker, count, lane.sent):
                 self._fill_in_lane(worker)
 
     def _begin(self, worker: int, step: int, lane: Lane) -> None:
@@ -124,10 +123,10 @@ class SendingAhead:
         self._begun.append((worker, step))
 
     def _send(self, step: int, missing: Tuple[int, ...], lane: Lane, sent: _Sent) -> None:
-        self._register.move(step, Cause.SENT_AHEAD)
         lane.steps.append(step)
         sent.steps.append(step)
         sent.missing.append(missing)
+        self._order.append(step)
 
     def _soonest(self, places: Sequence[Tuple[int, float]], expected: float) -> Tuple[int, float]:
         """The lane that comes first to a step behind those at `places`, and when, in seconds from now; 0: none, as one
@@ -140,8 +139,11 @@ class SendingAhead:
         for worker, lane_end in places:
             if worker not in lanes:
                 return 0, 0.0
-            mine[worker] = mine.get(worker, 0) + 1
             end = lane_end + from_now[worker]
+            if worker in mine:
+                mine[worker] += 1
+            else:
+                mine[worker] = 1
             if worker == its:
                 last = max(last, end)
             elif end > last:
@@ -150,12 +152,16 @@ class SendingAhead:
                 but_one = end
         least = (math.inf, 0.0, 0)
         starts = 0.0
+        nearer = expected * NEARER
         for worker, count in mine.items():
-            work = lanes[worker].expected
-            start = max(work, but_one if worker == its else last)
-            cost = (start - count * expected * NEARER, work, worker)
+            work = start = lanes[worker].expected
+            behind = but_one if worker == its else last
+            start = max(start, behind)
+            cost = (start - count * nearer, work, worker)
             if cost < least:
                 least, starts = cost, start
+        if len(mine) == len(lanes):
+            return least[2], starts
         other = self._emptiest or self._find_emptiest()
         if other and other not in mine:
             work = lanes[other].expected if lanes[other].steps else 0.0
@@ -166,9 +172,15 @@ class SendingAhead:
 
     def _find_emptiest(self) -> int:
         """0: there is none."""
-        is_full = self._slots.is_full  # one that is empty needs a slot
-        work = {
-            w: lane.expected if lane.steps else 0.0 for w, lane in self._lanes.items() if lane.steps or not is_full(w)
-        }
-        self._emptiest = min(work, key=lambda w: (work[w], w)) if work else 0
-        return self._emptiest
+        found, least = 0, math.inf
+        for worker, lane in self._lanes.items():
+            if lane.steps:
+                work = lane.expected
+            elif self._slots.is_full(worker):
+                continue  # one that is empty needs a slot
+            else:
+                work = 0.0
+            if work < least:
+                found, least = worker, work
+        self._emptiest = found
+        return found

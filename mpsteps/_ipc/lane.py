@@ -136,6 +136,7 @@ class WorkerEnd:
         self.sleeper = Sleeper(self._words, _ASLEEP, lane.bell, ordered)
         self._wake = board.waker(ordered)
         self._calls = 0
+        self._seen_put = 0  # bytes that had been put when `call_if_late` was asked last
         self.standing = board.standing(number)
         self.peers = board.peers()
 
@@ -161,6 +162,17 @@ class WorkerEnd:
         self._calls += 1
         self._words[_CALLED] = self._calls
         return self._wake.wake()
+
+    def call_if_left(self) -> None:
+        """Call the coordinator, unless it has taken all that was put."""
+        if not self._ordered or self.send.taken() < self.send.head:
+            self.call()
+
+    def call_if_late(self) -> None:
+        """Call the coordinator if it has not yet taken all that had been put when this was asked the last time."""
+        if not self._ordered or self.send.taken() < self._seen_put:
+            self.call()
+        self._seen_put = self.send.head
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a request, or a part of one, is there; whether it is. At most `timeout` seconds (None: for ever).

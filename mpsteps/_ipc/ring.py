@@ -139,6 +139,15 @@ class RingWriter(Ring):
             return False
         return self.room() >= (min(len(self._backlog[0]), self.max_payload) + 31) & -16
 
+    @property
+    def head(self) -> int:
+        """Bytes that were ever put, frame headers and padding included."""
+        return self._head
+
+    def taken(self) -> int:
+        """As many of these as the reader has taken."""
+        return self._look() - self.capacity
+
     def room(self) -> int:
         """Bytes that are free now, frame headers and padding included."""
         return self._look() - self._head

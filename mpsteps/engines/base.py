@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Container, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mpsteps._core.steps import Node
 from mpsteps._ipc.wire import Failure
@@ -71,10 +71,12 @@ class Engine(typing.Protocol):
     def send(self, worker: int, messages: List[Message]) -> None:
         """Put messages into a worker's lane. Never blocks."""
 
-    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+    def number_peers(
+        self, outgoing: Sequence[Tuple[int, List[Message]]], apart: Mapping[int, int], ended: Container[int]
+    ) -> None:
         """These messages are about to be sent to these workers, in this order: complete the `peers` in their extras,
-        which come as (worker, apart, whether the step has ended), to (worker, number of its message or ENDED, apart).
-        (Only where `across`.)"""
+        which have the worker of each step, to (worker, number of its message or ENDED, apart). `apart`: of workers, as
+        heard of; none if not there. `ended`: the steps that have ENDED. (Only where `across`.)"""
 
     def revoke(self, worker: int) -> None:
         """Take the steps that a worker has not begun out of its lane: `wait` tells RETURNED for each."""

@@ -166,10 +166,6 @@ class WorkerHandle:
         """The number of the next step message; 0: it will have to wait for one."""
         return 0 if self.damage or self._first_revoked != NEVER else self._next_number
 
-    def number_of(self, step: int) -> int:
-        """The number of the message of a step that is in the lane; 0: it is not, or is being taken back."""
-        return self.in_lane.get(step, 0) if self.next_number else 0
-
     # --------------------------------------------------------------------- receiving
 
     def take(self, found: List[Happening]) -> bool:

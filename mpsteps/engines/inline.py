@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 from collections import deque
-from typing import Callable, Deque, List, Optional, Sequence, Tuple
+from typing import Callable, Container, Deque, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps.engines.base import Happening, Message, Replies, WorkerUp
 
@@ -53,7 +53,9 @@ class InlineEngine:
         """None: steps write where this process writes."""
         return None
 
-    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+    def number_peers(
+        self, outgoing: Sequence[Tuple[int, List[Message]]], apart: Mapping[int, int], ended: Container[int]
+    ) -> None:
         """There is one lane."""
 
     def limit_memory(self, worker: int, step: int, limit: int) -> None:

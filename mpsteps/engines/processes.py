@@ -19,6 +19,7 @@ was never begun.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
@@ -26,7 +27,7 @@ import sys
 import threading
 import time
 from signal import SIGKILL
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._begun import Occasion
 from mpsteps._ipc import wire
@@ -198,29 +199,25 @@ class ProcessEngine:
         if refused:
             self._happened.append(Replies(worker, refused, w.apart))
 
-    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+    def number_peers(
+        self, outgoing: Sequence[Tuple[int, List[Message]]], apart: Mapping[int, int], ended: Container[int]
+    ) -> None:
         """Say which messages of other lanes steps follow. What is in a lane has its number; of what is about to be
         sent, it is known which one it will get."""
+        numbers = {w.number: w.in_lane if w.next_number else {} for w in self._workers.values()}
+        next_ones = {w.number: itertools.count(w.next_number) for w in self._workers.values() if w.next_number}
         new: Dict[int, int] = {}
-        next_numbers: Dict[int, int] = {}
         for worker, messages in outgoing:
-            w = self._workers.get(worker)
-            number = next_numbers.get(worker) or (w.next_number if w is not None else 0)
-            if number:
-                steps = [m[0] for m in messages if m[0] > 0]
-                new.update(zip(steps, range(number, number + len(steps))))
-                next_numbers[worker] = number + len(steps)
+            if worker in next_ones:
+                new.update((m[0], next(next_ones[worker])) for m in messages if m[0] > 0)
         for _, messages in outgoing:
             for m in messages:
-                if m[0] > 0 and m[5] and "peers" in m[5]:
-                    m[5]["peers"] = {
-                        p: (worker, ENDED if has_ended else new.get(p) or self._number_of(worker, p), apart)
-                        for p, (worker, apart, has_ended) in m[5]["peers"].items()
+                extras = m[5] if m[0] > 0 else None
+                if extras and "peers" in extras:
+                    extras["peers"] = {
+                        p: (w, ENDED if p in ended else new.get(p) or numbers.get(w, {}).get(p, 0), apart.get(w, 0))
+                        for p, w in extras["peers"].items()
                     }
-
-    def _number_of(self, worker: int, step: int) -> int:
-        w = self._workers.get(worker)
-        return w.number_of(step) if w is not None else 0
 
     def revoke(self, worker: int) -> None:
         """Take back what is not begun; `wait` tells which steps are back. The worker passes over their messages."""

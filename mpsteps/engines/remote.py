@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP
@@ -121,7 +121,9 @@ class RemoteEngine:
                 if m[0] > 0:
                     w.in_lane[m[0]] = None
 
-    def number_peers(self, outgoing: Sequence[Tuple[int, List[Message]]]) -> None:
+    def number_peers(
+        self, outgoing: Sequence[Tuple[int, List[Message]]], apart: Mapping[int, int], ended: Container[int]
+    ) -> None:
         """Steps follow steps of their own lane only."""
 
     def revoke(self, worker: int) -> None:
