@@ -9,10 +9,11 @@ from mpsteps._core.events import Event, StepAdded, StepRestored, StepsAdded
 from mpsteps._core.graph import find_cycle, in_order
 from mpsteps._core.scheduler import cycle_message
 from mpsteps._demands import Demands
+from mpsteps._result_of import results_taken
 from mpsteps.constants import STATUS_NEW, STATUS_WAITING
 from mpsteps.errors import PrerequisiteError
 from mpsteps.protocol import check_prerequisites
-from mpsteps.steps import Step, results_taken
+from mpsteps.steps import Step
 
 
 class Announcer:

@@ -12,7 +12,6 @@ other object, which may change without being another one.
 
 from __future__ import annotations
 
-import dis
 import sys
 import types
 import weakref
@@ -65,9 +64,8 @@ class Carried:
 
 def travels_by_value(module: str) -> bool:
     """Whether the user wants what is in a module to travel by value, and the module itself, too."""
-    import cloudpickle
-
-    wanted = cloudpickle.list_registry_pickle_by_value()
+    cloudpickle = sys.modules.get("cloudpickle")  # who has not loaded it has not said so
+    wanted = cloudpickle.list_registry_pickle_by_value() if cloudpickle is not None else ()
     return any(module == name or module.startswith(f"{name}.") for name in wanted)
 
 
@@ -156,10 +154,14 @@ def _names(code: types.CodeType) -> Set[str]:
 
 
 def _operations(code: types.CodeType) -> Set[str]:
+    import dis  # most pools have no functions for which this is asked
+
     return {i.opname for each in _codes(code) for i in dis.get_instructions(each)}
 
 
 def _assigned_cells(code: types.CodeType) -> Set[Any]:
+    import dis
+
     return {
         i.argval for each in _codes(code) for i in dis.get_instructions(each)
         if i.opname in ("STORE_DEREF", "DELETE_DEREF")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mpsteps._core.steps import PLAIN, Demand
+from mpsteps._step_options import NO_OPTIONS, StepOptions
 from mpsteps.constants import VOID_GPU
-from mpsteps.steps import NO_OPTIONS, Step, StepOptions
+from mpsteps.steps import Step
 
 
 def gpu_groups(gpus: Sequence[int], workers: int) -> List[Tuple[int, ...]]:

@@ -18,7 +18,7 @@ import types
 from typing import Any, Callable, Iterable, Union
 
 from mpsteps._ipc import wire
-from mpsteps.steps import ResultOf
+from mpsteps._result_of import ResultOf
 
 TEXT_LIMIT = 200
 """Longer texts stand in the journal shortened: they serve its reader, and the digest the resume."""

@@ -7,9 +7,10 @@ that needs more than its like is not ended for it.
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence
+from typing import TYPE_CHECKING, Dict, List, Sequence
 
-from mpsteps._history import RunHistory
+if TYPE_CHECKING:
+    from mpsteps._history import RunHistory  # a pool has none, and it takes long to load
 
 QUANTILE = 0.95
 MARGIN = 1.2  # times what 95 % of the steps had at most

@@ -9,10 +9,10 @@ from typing import Iterator, NamedTuple, Optional
 
 from mpsteps._begun import Occasion, session_name
 from mpsteps._rundir import RunDirectory
-from mpsteps._spawn import Spawner, start_zygote
+from mpsteps._spawn import PICKLING, Spawner, start_zygote
 
-PRELOAD = ("mpsteps.protocol",)
-"""Modules of ours that all workers of a run need."""
+PRELOAD = (*PICKLING, "mpsteps.protocol")
+"""What all workers of a run need."""
 
 
 class Parent(NamedTuple):

@@ -52,9 +52,9 @@ class Functions:
         if number is None and type(fn) is types.FunctionType:
             number = self._number_by_value(fn)
         if number is None:
-            parcel = wire.pack(fn)
             if not _is_importable(fn):
-                return parcel
+                return wire.pack(fn)
+            parcel = wire.pack_name(fn)
             number = self._numbers[fn] = len(self._parcels)
             self._parcels.append(parcel)
         known = self._known.setdefault(worker, set())

@@ -12,9 +12,9 @@ from mpsteps._core.steps import Demand
 from mpsteps._failures import make_error, peak_memory
 from mpsteps._ipc import wire
 from mpsteps._ipc.wire import Failure
+from mpsteps._result_of import ResultOf
 from mpsteps.errors import RemoteTraceback, StepCancelled, StepError, UsageError
 from mpsteps.report import shorten
-from mpsteps.steps import ResultOf
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _MESSAGE = 400

@@ -29,6 +29,7 @@ from mpsteps._output import step_log
 from mpsteps._ownchanges import OwnChanges
 from mpsteps._protocol_lock import ProtocolLock
 from mpsteps._recorder import Recorder
+from mpsteps._result_of import put_results
 from mpsteps._resume import Earlier, Kept
 from mpsteps._sink import RunSink
 from mpsteps._statelog import CHECK, StateLog
@@ -48,7 +49,7 @@ from mpsteps.errors import InternalError, StateConflict, UsageError
 from mpsteps.listeners import Listeners
 from mpsteps.protocol import FRAMEWORK_ATTRIBUTES, Protocol
 from mpsteps.report import StepReport, shorten
-from mpsteps.steps import Step, put_results
+from mpsteps.steps import Step
 
 _STEPS_A_FRAME = 50_000
 """So many steps are written to the journal at once: as text they take some memory, for a moment."""

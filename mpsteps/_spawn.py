@@ -33,6 +33,10 @@ FORKS_AHEAD = 16
 
 They are asked for before the zygote is up, and are there as soon as it is."""
 
+PICKLING = ("mpsteps._ipc.pickling", "tblib.pickling_support")
+"""To be loaded before workers are forked, unless these may do with plain values (see `_ipc.pickling`). Else each loads
+them when it first needs them: a third of its start, and 4 MB of its own."""
+
 _alive: weakref.WeakSet[Spawner] = weakref.WeakSet()
 
 
@@ -53,7 +57,7 @@ class Spawner:
     """A zygote. `up`: it has come up; `guards`: it is the subreaper of what workers start (None: not known yet).
 
     `environment` is added to this process's; `keep_open`: descriptors that every worker holds as long as it lives;
-    `preload`: names of modules of ours that it imports for all workers; `occasion`: what its witness is to tell, should
+    `preload`: names of modules that it imports for all workers; `occasion`: what its witness is to tell, should
     this process be gone without `stop`.
     Raises EngineError, with nothing left behind, if no process can be started.
     """

@@ -17,9 +17,10 @@ from mpsteps._ipc.large import Parcel
 from mpsteps._large_values import LargeValues
 from mpsteps._local import Here
 from mpsteps._private_files import open_private
+from mpsteps._result_of import results_used
 from mpsteps._rundir import VALUES
 from mpsteps.constants import STATUS_FINISHED
-from mpsteps.steps import Sealed, Step, results_used
+from mpsteps.steps import Sealed, Step
 
 
 class Stored:

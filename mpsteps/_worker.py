@@ -25,6 +25,7 @@ from mpsteps._logging_relay import Relay
 from mpsteps._memory import own_memory
 from mpsteps._output import PROGRAM_SECONDS, Output
 from mpsteps._remote import RemoteSink, RemoteSteps
+from mpsteps._result_of import put_results
 from mpsteps._results import check_result_files
 from mpsteps._surroundings import LOOK_SECONDS, Surroundings
 from mpsteps._turns import Turns
@@ -514,8 +515,6 @@ class Worker:
         return self._writes(fn)
 
     def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[large.Parcel]]) -> Tuple[Any, ...]:
-        from mpsteps.steps import put_results
-
         def result(step: int) -> Any:
             parcel = results[step]
             if parcel is None:

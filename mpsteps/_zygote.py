@@ -370,7 +370,7 @@ def main(
 
     Standard error is a file in which the coordinator looks for the reason should we not come up; `stderr_fd` is the
     real one. `kept_fds`: descriptors that every worker holds as long as it lives, and no program it starts. `preload`:
-    modules of ours that workers are going to need. `occasion`: what its witness is to tell when the coordinator is
+    modules that all workers are going to need. `occasion`: what its witness is to tell when the coordinator is
     gone.
     """
     plug_stdio()
@@ -382,9 +382,6 @@ def main(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Loaded before the first fork, so that every worker starts with them: they are the larger part of its start.
     import resource  # noqa: F401
-
-    import cloudpickle  # noqa: F401
-    import tblib.pickling_support  # noqa: F401
 
     from mpsteps import _worker  # noqa: F401
 

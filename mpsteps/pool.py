@@ -100,7 +100,7 @@ class StepPool(Executor):
         if name is not None and not isinstance(name, str):
             raise UsageError(f"name of a step must be a text, not {name!r}")
         from mpsteps._core.steps import PLAIN, Demand
-        from mpsteps.steps import make_options
+        from mpsteps._step_options import make_options
 
         options = make_options(cpus, memory, gpus, timeout, retries)
         if options.gpus > len(self._gpus):

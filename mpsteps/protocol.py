@@ -20,11 +20,12 @@ from mpsteps._context import current
 from mpsteps._inputs import ProtocolInputs
 from mpsteps._outcome import ProtocolStatus
 from mpsteps._paths import ProtocolPaths
+from mpsteps._result_of import as_step_ids, results_taken
 from mpsteps.constants import MODE_CONTINUE, MODE_RESUME
 from mpsteps.errors import PrerequisiteError, UsageError
 from mpsteps.form import Form
 from mpsteps.scalars import Integer, String, rawValue
-from mpsteps.steps import Step, StepOwner, StepSink, as_step_ids, results_taken
+from mpsteps.steps import Step, StepOwner, StepSink
 
 logger = logging.getLogger("mpsteps.protocol")
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-import operator
-import re
 import typing
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Optional, Tuple, Union
 
+from mpsteps._result_of import ResultOf, as_step_ids
+from mpsteps._step_options import step
 from mpsteps.constants import (
     ACTIVE_STATUS,
     STATUS_ABORTED,
@@ -27,169 +26,7 @@ from mpsteps.constants import (
 from mpsteps.errors import PrerequisiteError, StepError, UsageError
 from mpsteps.scalars import CsvList, String
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})  # arguments in which no ResultOf can stand
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS.update({"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "K": 2**10, "M": 2**20, "G": 2**30})
-
-
-class StepOptions(NamedTuple):
-    """What `@step(...)` declares; see there."""
-
-    cpus: int = 1
-    memory: int = 0
-    gpus: int = 0
-    timeout: Optional[float] = None
-    retries: int = 0
-    local: bool = False
-
-
-NO_OPTIONS = StepOptions()
-
-
-def step(
-    cpus: int = 1,
-    memory: Union[None, int, str] = None,
-    gpus: int = 0,
-    timeout: Optional[float] = None,
-    retries: int = 0,
-    local: bool = False,
-) -> Callable[[F], F]:
-    """Declare what the steps of a method need; put it above the method.
-
-    `cpus`: worker slots it holds (a step that starts threads of its own); `memory`: bytes or '4 GB', held while it
-    runs: if it and its programs use more, it is killed; `gpus`: graphics cards; `timeout`: seconds after which it is
-    killed (both in worker processes only: nothing else can be killed); `retries`: attempts after the first one (0: a
-    step that fails has failed), each after a rest; `local`: it runs in the coordinator process, beside the workers.
-    Raises UsageError for values that make no sense.
-    """
-    if callable(cpus):
-        raise UsageError("@step needs parentheses: write @step(), or @step(cpus=2, ...), above the method")
-    options = make_options(cpus, memory, gpus, timeout, retries, local)
-
-    def declare(function: F) -> F:
-        if not callable(function):
-            raise UsageError(f"@step(...) goes above a method, not above {function!r}")
-        function.__mpsteps__ = options  # type: ignore[attr-defined]  # functions take attributes
-        return function
-
-    return declare
-
-
-def make_options(
-    cpus: int = 1,
-    memory: Union[None, int, str] = None,
-    gpus: int = 0,
-    timeout: Optional[float] = None,
-    retries: int = 0,
-    local: bool = False,
-) -> StepOptions:
-    """StepOptions from what a user wrote; UsageError names the value that makes no sense."""
-    for name, value, least in (("cpus", cpus, 1), ("gpus", gpus, 0), ("retries", retries, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"{name} of a step must be an integer of at least {least}, not {value!r}")
-    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    if timeout is not None and not (number and 0 < timeout < math.inf):
-        raise UsageError(f"timeout of a step must be a number of seconds above 0, not {timeout!r}")
-    return StepOptions(cpus, parse_memory(memory), gpus, timeout, retries, bool(local))
-
-
-def parse_memory(text: Union[None, int, str]) -> int:
-    """Bytes from 4000000000, '4 GB' or '512 MiB'; 0 for None. Raises UsageError."""
-    if text is None:
-        return 0
-    if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    unit = match.group(2).upper() if match else None
-    if match is None or unit not in _UNITS:
-        raise UsageError(f"memory of a step must be bytes or a text such as '4 GB' or '512 MiB', not {text!r}")
-    return int(float(match.group(1)) * _UNITS[unit])
-
-
-class ResultOf:
-    """As an argument of a step: the value that an earlier step returned, put in its place when the step runs.
-
-    It is a prerequisite by itself. It may stand inside lists, tuples and dicts.
-    """
-
-    __slots__ = ("stepId",)
-
-    def __init__(self, stepId: int) -> None:
-        self.stepId = as_step_id(stepId)
-
-    def __repr__(self) -> str:
-        return f"ResultOf({self.stepId})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ResultOf) and other.stepId == self.stepId
-
-    def __hash__(self) -> int:
-        return hash(("ResultOf", self.stepId))
-
-
-_INT = {int}
-
-
-def as_step_id(value: Any) -> int:
-    """A 1-based step id from what a protocol's author wrote; PrerequisiteError otherwise."""
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise PrerequisiteError(
-            f"a prerequisite is the id (an integer) that _insertFunctionStep returned, not {value!r}"
-        ) from None
-    if number < 1:
-        raise PrerequisiteError(f"step ids start at 1: there is no step {number}")
-    return number
-
-
-def as_step_ids(value: Any) -> Tuple[int, ...]:
-    """Ids, each once and in order, from one id or any iterable of them."""
-    if type(value) is list:  # nearly always of plain integers
-        if not value:
-            return ()
-        if {*map(type, value)} == _INT and min(value) > 0:
-            return tuple(value) if len(value) == 1 else tuple(dict.fromkeys(value))
-    several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes))
-    if several and getattr(value, "ndim", None) != 0:  # an array of no dimension is one number
-        return tuple(dict.fromkeys(as_step_id(v) for v in value))
-    return (as_step_id(value),)
-
-
-def results_used(args: Iterable[Any]) -> Iterator[int]:
-    """The ids of all steps whose results stand in `args`, at any depth of lists, tuples and dicts."""
-    for a in args:
-        kind = type(a)
-        if kind is ResultOf:
-            yield a.stepId
-        elif kind is list or kind is tuple:
-            yield from results_used(a)
-        elif kind is dict:
-            yield from results_used(a.values())
-
-
-def results_taken(args: Tuple[Any, ...]) -> Tuple[int, ...]:
-    """The same, each once; quick where there are none."""
-    for a in args:
-        if type(a) not in _ATOMS:
-            return tuple(dict.fromkeys(results_used(args)))
-    return ()
-
-
-def put_results(value: Any, result: Callable[[int], Any]) -> Any:
-    """`value` with every ResultOf replaced by `result(its step id)`."""
-    kind = type(value)
-    if kind is ResultOf:
-        return result(value.stepId)
-    if kind is list or kind is tuple:
-        return kind(put_results(v, result) for v in value)
-    if kind is dict:
-        return {k: put_results(v, result) for k, v in value.items()}
-    return value
+__all__ = ["ResultOf", "Step", "StepOwner", "StepSink", "step"]
 
 
 class StepSink(typing.Protocol):

@@ -144,6 +144,7 @@ def _job(title: str, text: str, folder: str) -> Job:
     # This checkout's mpsteps, wherever the script was started.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else our modules would be compiled each time, and no others
 
     def run() -> Timing:
         shutil.rmtree(os.path.join(home, "run"), ignore_errors=True)  # of a protocol: each time a new one

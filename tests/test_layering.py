@@ -22,8 +22,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_memory", "_cards", "_peaks", "_event_lines", "_logging_relay", "_safe_stream",
     ),
     1: (  # what a user declares: knows nothing of how it is run
-        "validators", "scalars", "_elements", "params", "form", "steps", "stepsgraph", "_outcome", "_paths", "_inputs",
-        "_programs", "protocol", "streaming",
+        "validators", "scalars", "_elements", "params", "form", "_result_of", "_step_options", "steps", "stepsgraph",
+        "_outcome", "_paths", "_inputs", "_programs", "protocol", "streaming",
     ),
     2: ("_core",),  # pure
     3: ("_ipc",),  # what crosses the process boundary
@@ -65,12 +65,13 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("_pool_work", "engines.about"): "likewise",
     ("pool", "_pool_work"): "loaded while the new process loads its own modules: a pool starts in half the time",
     ("pool", "_core.steps"): "likewise",
-    ("pool", "steps"): "likewise",
-    ("_worker", "steps"): "only workers whose steps use ResultOf, or ask for other steps, pay for it",
-    ("_remote", "steps"): "likewise",
+    ("pool", "_step_options"): "likewise",
+    ("_remote", "steps"): "only workers whose steps ask for other steps pay for it",
     ("_worker", "_writes"): "only workers in whose back others changed what they had changed pay for reading source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
+    ("_ipc.wire", "_ipc.pickling"): "cloudpickle is a third of a worker's start, and plain values do without",
+    ("_ipc.large", "_ipc.pickling"): "likewise",
     ("_begun", "_ipc.lane"): "used in the zygote, which has it already",
     ("engines.inline", "_ipc.wire"): "only where something is taken back",
     ("cli", "cli.arguments"): "python -m mpsteps says what is missing before it loads anything else",
@@ -101,7 +102,7 @@ OPTIONAL: Dict[str, Tuple[str, ...]] = {
 # Modules that speak to authors of protocols, in Scipion's accent.
 CAMEL_CASE = {
     "protocol", "params", "form", "scalars", "validators", "steps", "stepsgraph", "streaming", "_inputs", "_paths",
-    "_outcome", "_elements", "_texts", "_context", "constants", "demo", "scipion",
+    "_outcome", "_elements", "_result_of", "_texts", "_context", "constants", "demo", "scipion",
 }  # fmt: skip
 
 

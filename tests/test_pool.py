@@ -12,6 +12,7 @@ import gc
 import operator
 import os
 import threading
+import traceback
 import weakref
 from concurrent import futures
 from pathlib import Path
@@ -508,6 +509,31 @@ def test_a_result_that_cannot_travel_is_an_error_of_its_step(pool: StepPool, bad
     assert error.part == "result"
     assert "result" in str(error)
     assert pool.submit(abs, -1).result(SOON) == 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_open_file_does_not_travel(pool: StepPool, deep: bool, tmp_path: Path) -> None:
+    """A copy of its content would pass for the file: what is written to that is lost."""
+    path = tmp_path / "file"
+    path.write_text("content")
+    with path.open() as file:
+        error = pool.submit(len, [file] if deep else file).exception(SOON)
+        assert isinstance(error, SerializationError)
+        assert "argument 1" in str(error)
+    error = pool.submit(lambda: [path.open()] if deep else path.open()).exception(SOON)
+    assert isinstance(error, SerializationError)
+    assert error.part == "result"
+    assert "open file" in str(error)
+
+
+def test_the_traceback_of_a_function_that_was_an_argument_says_where_it_stands(pool: StepPool) -> None:
+    """Not "<dynamic-code>", as cloudpickle would have it."""
+
+    def fails() -> None:
+        raise ValueError("here")
+
+    error = pool.submit(lambda function: function(), fails).exception(SOON)
+    assert __file__ in "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 # -------------------------------------------------------------------------- pools in steps

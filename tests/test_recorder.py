@@ -9,8 +9,9 @@ import pytest
 
 from mpsteps._journal import JournalHeader, JournalWriter, read_journal
 from mpsteps._recorder import Recorder
+from mpsteps._result_of import ResultOf
 from mpsteps.constants import STATUS_WAITING
-from mpsteps.steps import ResultOf, Step
+from mpsteps.steps import Step
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

@@ -17,7 +17,9 @@ from mpsteps import (
     UsageError,
     step,
 )
-from mpsteps.steps import Step, StepOptions, as_step_ids, parse_memory, put_results, results_used
+from mpsteps._result_of import as_step_ids, put_results, results_used
+from mpsteps._step_options import StepOptions, parse_memory
+from mpsteps.steps import Step
 
 
 def make(args=(), **kwargs):

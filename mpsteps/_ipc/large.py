@@ -12,16 +12,12 @@ the block has the plain buffers, then those of arrays. `Q`: the same with the pi
 
 from __future__ import annotations
 
-import functools
 import io
 import marshal
-import pickle
 import struct
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
-import cloudpickle
-
-from mpsteps._ipc import wire
+from mpsteps._ipc import unpickling, wire
 from mpsteps._ipc.arena import Arena, Buffer
 from mpsteps._ipc.blocks import Attachments, Reference, key_of
 from mpsteps.errors import InternalError
@@ -33,7 +29,6 @@ Parcel = Union[bytes, List[Any]]
 """A parcel as it stands in a message: bytes, or if it has a block [bytes, reference]. (A list, since arguments that are
 plain stand there as a tuple.)"""
 
-_PROTOCOL = 5
 _COUNT = struct.Struct("<I")
 _NUMBERS = frozenset({int, float, type(None), bool})
 _LONG = 4096  # items of a list, tuple or dict: more of them may be large
@@ -85,18 +80,19 @@ def pack_large(
         written = marshal.dumps(value)
         reference = arena.put([written]) if len(written) >= threshold else None
         return (b"m" + written, None) if reference is None else (b"M", reference)
+    from mpsteps._ipc import pickling
+
     file = io.BytesIO()
-    pickler = _Pickler(file, anchor, threshold)
-    pickler.dump(value)
+    plain, arrays = pickling.dump_large(value, file, anchor, threshold)
     data = file.getbuffer()
-    buffers: List[Buffer] = [*pickler.plain, *pickler.arrays]
+    buffers: List[Buffer] = [*plain, *arrays]
     if not buffers and len(data) < threshold:
         return b"p" + data, None
     kind = b"P" if len(data) < threshold else b"Q"
     reference = arena.put(buffers if kind == b"P" else [data, *buffers])
     if reference is None:
         return (wire.pack(value, anchor) if buffers else b"p" + data), None
-    head = kind + _COUNT.pack(len(pickler.plain))
+    head = kind + _COUNT.pack(len(plain))
     return (head + data if kind == b"P" else head), reference
 
 
@@ -119,53 +115,4 @@ def unpack_large(
         return marshal.loads(views[0])
     (plain,) = _COUNT.unpack_from(parcel, 1)
     data = memoryview(parcel)[1 + _COUNT.size :] if kind == b"P" else views.pop(0)
-    return _Unpickler(io.BytesIO(data), views[:plain], views[plain:], anchor).load()
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
-    """Keeps large buffers out of the pickle: `plain` of bytes and bytearrays, by index; `arrays` in their order."""
-
-    def __init__(self, file: io.BytesIO, anchor: Any, threshold: int) -> None:
-        # Not a bound method: that would be a circle, and keep the arrays until somebody collects garbage.
-        self.arrays: List[Buffer] = []
-        super().__init__(file, protocol=_PROTOCOL, buffer_callback=functools.partial(_keep_in, self.arrays, threshold))
-        self._anchor = _Pickler if anchor is None else anchor  # None must not be taken for the anchor
-        self._threshold = threshold
-        self._known: Dict[int, Tuple[str, int]] = {}
-        self.plain: List[Buffer] = []
-
-    def persistent_id(self, obj: Any) -> Any:
-        """Called for every object before anything else is done with it."""
-        kind = type(obj)
-        if (kind is bytes or kind is bytearray) and len(obj) >= self._threshold:
-            known = self._known.get(id(obj))
-            if known is None:
-                known = self._known[id(obj)] = (kind.__name__, len(self.plain))
-                self.plain.append(obj)  # which also keeps its id from being given to another
-            return known
-        return "anchor" if obj is self._anchor else None
-
-
-def _keep_in(arrays: List[Buffer], threshold: int, buffer: pickle.PickleBuffer) -> bool:
-    """Whether a buffer stays in the pickle; if not, it is added to `arrays`."""
-    view = buffer.raw()
-    if view.nbytes < threshold:
-        return True
-    arrays.append(view)
-    return False
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, plain: List[memoryview], arrays: Iterable[memoryview], anchor: Any) -> None:
-        super().__init__(file, buffers=arrays)
-        self._plain = plain
-        self._made: Dict[int, Any] = {}
-        self._anchor = anchor
-
-    def persistent_load(self, pid: Any) -> Any:
-        if pid == "anchor":
-            return self._anchor
-        kind, index = pid
-        if index not in self._made:
-            self._made[index] = (bytes if kind == "bytes" else bytearray)(self._plain[index])
-        return self._made[index]
+    return unpickling.load_large(data, views[:plain], views[plain:], anchor)

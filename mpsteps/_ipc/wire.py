@@ -47,18 +47,15 @@ import io
 import marshal
 import pickle
 import traceback
-import types
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import cloudpickle
-
+from mpsteps._ipc import unpickling
 from mpsteps.errors import SerializationError
 
 STOP, SETUP, FUNCTION, ANSWER, FREE, GRANT = 1, 2, 3, 4, 5, 6
 RETURNED, READY, UNFIT, REQUEST, FINISHED, CHANGED, LOCK, UNLOCK, LOGGED = 11, 12, 13, 14, 15, 16, 17, 18, 19
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_PROTOCOL = min(5, pickle.HIGHEST_PROTOCOL)
 _MAX_TEXT = 20_000
 """Messages of exceptions and tracebacks are cut to this many characters: the middle is left out."""
 _MAX_EXCEPTION = 32 << 20
@@ -109,13 +106,20 @@ def pack(value: Any, anchor: Any = None) -> bytes:
         except ValueError:  # a text or bytes of 2 GiB
             raise _too_large() from None
     else:
+        from mpsteps._ipc import pickling
+
         buffer = io.BytesIO()
         buffer.write(b"p")
-        (_Pickler if anchor is None else _AnchoredPickler)(buffer, anchor).dump(value)
+        pickling.dump(value, buffer, anchor)
         parcel = buffer.getvalue()
     if len(parcel) > _MAX_PARCEL:
         raise _too_large()
     return parcel
+
+
+def pack_name(function: Any) -> bytes:
+    """A parcel of a function or class that every process finds under its module and name."""
+    return b"p" + pickle.dumps(function, protocol=4)
 
 
 def _too_large() -> SerializationError:
@@ -126,79 +130,14 @@ def unpack(parcel: bytes, anchor: Any = None) -> Any:
     """The object in a parcel. Runs the user's code: call it inside a try block."""
     if parcel[:1] == b"m":
         return marshal.loads(memoryview(parcel)[1:])
-    if anchor is None:
-        return pickle.loads(memoryview(parcel)[1:])
-    buffer = io.BytesIO(parcel)
-    buffer.seek(1)
-    return _AnchoredUnpickler(buffer, anchor).load()
-
-
-_reducers: List[Callable[[Any, bool], Any]] = []
-
-
-def add_reducer(reduce: Callable[[Any, bool], Any]) -> None:
-    """From now on `reduce(obj, for_fingerprint)` is asked first how an object is pickled in this process: what it
-    returns is as in `pickle.Pickler.reducer_override`. Asked once, however often it is added."""
-    if reduce not in _reducers:
-        _reducers.append(reduce)
-
-
-def _reduce_code(code: types.CodeType) -> Any:
-    """cloudpickle 3.1.2 and later call the file of every function '<dynamic-code>': tracebacks would not say where."""
-    make, args = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
-    return make, tuple(code.co_filename if type(a) is str and a == "<dynamic-code>" else a for a in args)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not typed
-    dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
-
-    def __init__(self, file: io.BytesIO, anchor: Any) -> None:
-        super().__init__(file, protocol=_PROTOCOL)
-        self._anchor = anchor
-
-    def reducer_override(self, obj: Any) -> Any:
-        """cloudpickle would send the content of an open file in its place: a copy that passes for the file."""
-        if isinstance(obj, io.TextIOWrapper):
-            raise TypeError("cannot pickle an open file")
-        for reduce in _reducers:
-            found = reduce(obj, False)
-            if found is not NotImplemented:
-                return found
-        return super().reducer_override(obj)
-
-
-class _AnchoredPickler(_Pickler):
-    def persistent_id(self, obj: Any) -> Optional[str]:
-        return "anchor" if obj is self._anchor else None
-
-
-class _Fingerprinter(_Pickler):
-    """Without `persistent_id`, which is called for every single object: what this writes is never read."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if obj is self._anchor:
-            return str, ("anchor",)
-        for reduce in _reducers:
-            found = reduce(obj, True)
-            if found is not NotImplemented:
-                return found
-        return super().reducer_override(obj)
+    return unpickling.load(memoryview(parcel)[1:], anchor)
 
 
 def fingerprint(value: Any, anchor: Any) -> bytes:
     """Bytes that are equal for equal content within one process. Raises what cannot be pickled."""
-    buffer = io.BytesIO()
-    _Fingerprinter(buffer, anchor).dump(value)
-    return buffer.getvalue()
+    from mpsteps._ipc import pickling
 
-
-class _AnchoredUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, anchor: Any) -> None:
-        super().__init__(file)
-        self._anchor = anchor
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._anchor
+    return pickling.fingerprint(value, anchor)
 
 
 def pack_arguments(

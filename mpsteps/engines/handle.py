@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections import deque
 from typing import Deque, Dict, List, Optional, Tuple
 
@@ -276,6 +275,8 @@ class WorkerHandle:
                 source.seek(max(0, size - LOG_TAIL))
                 tail = source.read().decode("utf-8", "replace")
                 if step is not None and size:
+                    import shutil  # takes as long to load as all other modules of this package
+
                     source.seek(0)
                     fd = open_private(step_log(logs, step), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
                     with open(fd, "ab") as target:

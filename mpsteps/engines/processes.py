@@ -58,7 +58,7 @@ _said_unguarded = False  # once per process is enough
 class ProcessEngine:
     """N worker processes. `setup()` gives what a new worker is set up with (image of the protocol as it is then, ...);
     `logs`: the folder for output of workers, None: they write where this process writes; `keep_open`: descriptors
-    (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules of ours that
+    (the fence of the run directory) that every worker holds open as long as it lives; `preload`: modules that
     the zygote imports for all of them; `occasion`: what a witness is to tell if this process is killed; `first_log`:
     numbers of logs begin above it (None: above those that are there); `zygote`: one that was started for just this
     (`keep_open`, `preload` and `occasion` are for those after it); `prepare` takes it over.

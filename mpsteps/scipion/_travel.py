@@ -23,7 +23,7 @@ from pyworkflow.mapper.sqlite_db import SqliteDb
 from pyworkflow.protocol.executor import StepExecutor
 from pyworkflow.protocol.protocol import Protocol, Step
 
-from mpsteps._ipc import wire
+from mpsteps._ipc import pickling
 from mpsteps._ipc.edits import ATOMS
 
 LOCK_TYPES: Tuple[type, ...] = (
@@ -49,13 +49,13 @@ _simple: Dict[Type[Any], bool] = {}
 
 def install() -> None:
     """From now on this process pickles Scipion's objects so."""
-    wire.add_reducer(reduce)
+    pickling.add_reducer(reduce)
     pwobj.Object._mpstepsNoScalar = True  # see `edits.is_scalar`: attributes of classes, which nobody stores
     pwobj.Scalar._mpstepsNoScalar = False
 
 
 def reduce(obj: Any, for_fingerprint: bool) -> Any:
-    """See `wire.add_reducer`."""
+    """See `pickling.add_reducer`."""
     if for_fingerprint:
         return _print_of(obj)
     if isinstance(obj, pwobj.Set):
