@@ -3,8 +3,8 @@
 A turn, in this order, which is the order that makes every crash and every reader right:
 
 1. wait once, for everything (replies, deaths, calls from other threads, signals, timers);
-2. for each step that ended: merge its changes, record it, announce it; then let the scheduler release others, so that
-   no dependent is sent before the state it must see is there;
+2. for each step that ended: merge its changes, record it; then tell the scheduler (once for all that only finished),
+   announce it, and let the scheduler release others, so that no dependent is sent before the state it must see is there;
 3. write all records of the turn as one frame (`work.commit()`), among them *started* of what is about to be sent;
 4. send. A crash between 3 and 4 leaves steps recorded as started that never ran: in doubt, never lost or doubled.
 
@@ -77,6 +77,9 @@ class Coordinator:
         self.work = work
         self._inbox: Deque[Any] = deque()  # from other threads: Replies, callables, what `work.take_in` takes
         self._dispatches: List[Dispatch] = []
+        # What workers said last, in this turn, if it is that they have finished steps. The scheduler hears it when all
+        # have been heard, or when something else happens; the work has heard it already.
+        self._finished: Dict[int, StepsFinished] = {}
         self._deadlines: List[Tuple[float, int, int, int, int]] = []  # (when, run, worker, step, signal to send then)
         self._runs = 0  # how many attempts with a timeout have begun: each has a number, since a step may have several
         self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
@@ -115,6 +118,7 @@ class Coordinator:
         """Wait for something to happen and take it in."""
         for happening in self._in_order.sort(self._wait(0 if self._inbox else self._seconds_to_wait())):
             self._take(happening)
+        self._hand_in()
         self.take_inbox()
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -142,6 +146,7 @@ class Coordinator:
             item = inbox.popleft()
             if isinstance(item, Replies):
                 self._take(item)
+                self._hand_in()
             elif callable(item):
                 item()
             else:
@@ -149,7 +154,14 @@ class Coordinator:
 
     def handle(self, event: Event) -> None:
         """Tell the scheduler and do what it commands."""
+        self._hand_in()
         self._do(self.scheduler.handle(event))
+
+    def _hand_in(self) -> None:
+        if self._finished:
+            events = list(self._finished.values())
+            self._finished.clear()
+            self._do(self.scheduler.handle_finished(events))
 
     def stop_starting(self) -> None:
         """No new step starts."""
@@ -299,6 +311,8 @@ class Coordinator:
     # ---------------------------------------------------------------------- happenings
 
     def _take(self, happening: Happening) -> None:
+        if not isinstance(happening, Replies) or happening.worker in self._finished:
+            self._hand_in()
         if isinstance(happening, Replies):
             self._replies(happening.worker, happening.messages)
             if happening.apart:
@@ -330,7 +344,7 @@ class Coordinator:
                 if step == -wire.RETURNED:
                     back.append(m[1])
                 elif step == -wire.FINISHED:
-                    self._finished_all(worker, pid, tuple(m[1]), m[2], m[3])
+                    self._finished_all(worker, pid, m, m is messages[-1])
                 else:
                     self._control(worker, m)
                 continue
@@ -353,21 +367,26 @@ class Coordinator:
                 plain = not leaves and (plain or not steps)
                 steps.append(step)
                 seconds.append(m[1])
-        self._flush(worker, steps, seconds, plain)
+        if steps:
+            self._finished[worker] = StepsFinished(worker, tuple(steps), tuple(seconds), plain)
         if back:
             self._returned(worker, back)
         if self._condemned and not self.killed and worker in self._condemned and any(_ends_a_step(m) for m in messages):
             self._retire(worker)
 
-    def _finished_all(
-        self, worker: int, pid: int, steps: Tuple[int, ...], seconds: List[float], cpu: List[float]
-    ) -> None:
+    def _finished_all(self, worker: int, pid: int, message: Message, is_last: bool) -> None:
+        """Steps that left nothing. `is_last`: this worker has said no more than that."""
+        steps, seconds, cpu = tuple(message[1]), message[2], message[3]
         if len(steps) == 1 and self.work.is_interactive(steps[0]):  # such a step is alone in its lane
             self.work.finished(worker, pid, steps[0], seconds[0], cpu[0], None)
             self.handle(StepInteractive(worker, steps[0]))
             return
         self.work.finished_all(worker, pid, steps, seconds, cpu)
-        self.handle(StepsFinished(worker, steps, tuple(seconds)))
+        event = StepsFinished(worker, steps, tuple(seconds))
+        if is_last:
+            self._finished[worker] = event
+        else:
+            self.handle(event)
 
     def _flush(self, worker: int, steps: List[int], seconds: List[float], plain: bool) -> None:
         if steps:
@@ -431,6 +450,7 @@ class Coordinator:
 
     def _retire(self, worker: int) -> None:
         """Its step has ended just in time, but the signal is on its way and must not hit another one there."""
+        self._hand_in()
         del self._condemned[worker]
         self.engine.kill(worker, signal.SIGKILL)
         self._forget(worker, None)

@@ -58,6 +58,8 @@ class World:
         self.others = 0  # bytes that are in use by something else
         self.share = TOTALS["memory"] / TOTALS["cpus"]  # those that a worker may have, when something was last told
         self.timed: Set[int] = set()  # functions of which a duration was told
+        # What workers have finished, to be told together: worker -> event. None: each at once.
+        self._together: Optional[Dict[int, ev.StepsFinished]] = None
         self.waited_for_memory = 0
         self.keep_going = keep_going
         self.stopping = False
@@ -248,6 +250,7 @@ class World:
                 self._report_followed(step)
             if step in self.interactive:
                 self._tell_finished(worker, batch, timed)
+                self._tell_together()
                 w.done.remove(step)
                 self.in_flight.remove(step)
                 self.fate[step] = Status.INTERACTIVE
@@ -258,12 +261,29 @@ class World:
                 batch.append(step)
         self._tell_finished(worker, batch, timed)
 
+    def report_together(self, workers: Iterable[int], timed: bool = True) -> None:
+        """Tell in one turn what all of these have finished."""
+        self._together = {}
+        for worker in workers:
+            self.report(worker, None, timed)
+        self._tell_together()
+        self._together = None
+
+    def _tell_together(self) -> None:
+        if self._together:
+            events = list(self._together.values())
+            self._together.clear()
+            closed = {s: Status.FINISHED for event in events for s in event.steps}
+            self._judge(self.scheduler.handle_finished(events), events, closed)
+
     def _tell_finished(self, worker: int, steps: List[int], timed: bool) -> None:
         w = self.workers[worker]
         while True:
             steps = [s for s in steps if s in w.done]  # others were told because of one elsewhere
             if not steps:
                 return
+            if self._together and worker in self._together:
+                self._tell_together()
             plain = steps[0] in w.plain
             count = next((i for i, s in enumerate(steps) if (s in w.plain) != plain), len(steps))
             now = steps[:count]
@@ -278,7 +298,10 @@ class World:
             if timed:
                 self.timed.update(self.function[s] for s in now)
             event = ev.StepsFinished(worker, tuple(now), seconds, plain)
-            self._tell(event, closed=dict.fromkeys(now, Status.FINISHED))
+            if self._together is None:
+                self._tell(event, closed=dict.fromkeys(now, Status.FINISHED))
+            else:
+                self._together[worker] = event
             for step in now:
                 self._report_followed(step)
 
@@ -412,9 +435,15 @@ class World:
         self, event: Any, closed: Optional[Dict[int, Status]] = None, skipped: Iterable[int] = (),
         retried: Iterable[ev.Retry] = (),
     ) -> None:  # fmt: skip
-        """Hand the scheduler an event and hold its commands against what must come of it."""
+        """Hand the scheduler an event."""
         was_stopping = self.scheduler.stopping
-        commands = self.scheduler.handle(event)
+        self._judge(self.scheduler.handle(event), event, closed, skipped, retried, was_stopping)
+
+    def _judge(
+        self, commands: List[ev.Command], event: Any, closed: Optional[Dict[int, Status]] = None,
+        skipped: Iterable[int] = (), retried: Iterable[ev.Retry] = (), was_stopping: bool = False,
+    ) -> None:  # fmt: skip
+        """Hold the commands that answer an event (or several) against what must come of it."""
         self.events += 1
         self._trace.update(repr((event, commands)).encode())
         expected = dict(closed or {})

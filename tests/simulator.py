@@ -62,6 +62,8 @@ class _Story:
         self.learns = m.choice((0.0, 0.0, 0.1, 0.3))
         self.v = random.Random(f"values {seed}")  # as well
         self.takes = self.v.choice((0.0, 0.0, 0.2, 0.7))
+        self.t = random.Random(f"together {seed}")  # as well
+        self.turns = self.t.choice((0.0, 0.0, 0.3, 0.8))  # how often what several workers have finished is told at once
         world.setdefault("assumed", m.choice((20, 40, 60, 200)) if self.learns else 0)
         self.world = World(r.random() < 0.6, ahead=ahead, across=ahead and r.random() < 0.7, **world)
         self.shape = r.choice(("chain", "wide", "layers", "random", "stencil", "stencil"))
@@ -191,7 +193,13 @@ class _Story:
         elif w.done and (self.v if w.done[0] in w.plain else r).random() < chances.lose_result * 0.2:
             world.lose_result(worker)
         elif w.done and (not w.lane or r.random() > chances.batch):
-            world.report(worker, r.choice((None, None, 1)), self.timed)
+            count = r.choice((None, None, 1))
+            if self.t.random() < self.turns:
+                several = [n for n in world.workers if world.workers[n].done]
+                self.t.shuffle(several)
+                world.report_together(several, self.timed)
+            else:
+                world.report(worker, count, self.timed)
         elif w.began is None and not world.stands(worker):
             if world.stands(worker) is False or r.random() < 0.2:  # or it has waited too long
                 world.refuse(worker)

@@ -183,9 +183,21 @@ class Scheduler:
         if handler is None:
             raise InternalError(f"not an event: {event!r}")
         handler(self, event, commands)
-        if not self.stopping:
-            self._lanes.assign(commands, kind is not StepAdded and kind is not StepsAdded)
+        self._hand_out(commands, kind is not StepAdded and kind is not StepsAdded)
         return commands
+
+    def handle_finished(self, events: Sequence[StepsFinished]) -> List[Command]:
+        """Take in what several workers have finished, one event of each, and hand out more when all of them have been
+        heard: to look at all lanes once for each of them would cost their square."""
+        commands: List[Command] = []
+        for event in events:
+            self._steps_finished(event, commands)
+        self._hand_out(commands, True)
+        return commands
+
+    def _hand_out(self, commands: List[Command], stirred: bool) -> None:
+        if not self.stopping:
+            self._lanes.assign(commands, stirred)
 
     # ------------------------------------------------------------ the graph grows
 
