@@ -3,8 +3,8 @@
 A turn, in this order, which is the order that makes every crash and every reader right:
 
 1. wait once, for everything (replies, deaths, calls from other threads, signals, timers);
-2. for each step that ended: merge its changes, record it; then tell the scheduler (once for all that only finished),
-   announce it, and let the scheduler release others, so that no dependent is sent before the state it must see is there;
+2. for each step that ended: merge its changes, record it; then tell the scheduler (at once, all that only finished),
+   announce it, and let others be released, so that no dependent is sent before the state it must see is there;
 3. write all records of the turn as one frame (`work.commit()`), among them *started* of what is about to be sent;
 4. send. A crash between 3 and 4 leaves steps recorded as started that never ran: in doubt, never lost or doubled.
 
