@@ -14,11 +14,11 @@ import signal
 import sys
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
 from mpsteps import _context, _peaks, _traffic
 from mpsteps._image import load_image
-from mpsteps._ipc import blocks, large, state, wire
+from mpsteps._ipc import blocks, large, wire
 from mpsteps._ipc.bell import SPIN, next_spin
 from mpsteps._ipc.lane import WorkerEnd
 from mpsteps._logging_relay import Relay
@@ -30,8 +30,10 @@ from mpsteps._results import check_result_files
 from mpsteps._surroundings import LOOK_SECONDS, Surroundings
 from mpsteps._turns import Turns
 from mpsteps._worker_blocks import WorkerBlocks
+from mpsteps._worker_forks import NotOurs, end_fork
 from mpsteps._worker_lock import WorkerLock
 from mpsteps._worker_recent import RecentSteps
+from mpsteps._worker_replica import Replica
 from mpsteps._worker_replies import WorkerReplies
 from mpsteps.errors import InternalError, MpstepsError, SerializationError
 from mpsteps.report import format_bytes
@@ -72,13 +74,7 @@ class Worker:
         self._halt = False  # after a failed step, give back what is behind it
         self._leaving = False
         self._protocol: Any = None
-        self._tracker: Optional[state.Tracker] = None
-        self._reported = 0  # how many replies told of changes of self
-        # Those that may not have been taken in yet, each with the function of its step, and as it was told: what it put
-        # on self may have been changed by later ones.
-        self._pending: Deque[Tuple[int, Any, bytes]] = deque()
-        self._unheard: List[Any] = []  # news that came with steps that this worker has given back
-        self._writes: Any = None
+        self._replica = Replica()
         self._output: Optional[Output] = None  # None: steps write where the coordinator writes
         self._blocks = WorkerBlocks()
         self._relay: Optional[Relay] = None
@@ -202,35 +198,35 @@ class Worker:
 
     def tell_changes(self) -> None:
         """Tell what the step that runs has changed so far, with what is told next."""
-        assert self._tracker is not None
-        if not self._tracker.unchanged():
+        if self._replica.has_changed:
             self._tell_changes(False)
 
     def _tell_changes(self, late: bool) -> None:
-        found: Dict[str, Any] = {}
-        failure = self._pack_changes(self._step[1], found, None)
-        if failure is not None:
+        changes = self._replica.pack_changes(self._step[1])
+        if isinstance(changes, wire.Failure):
             assert self._lock is not None
-            self._lock.lost_changes = failure  # the step fails, also if its code goes on as if nothing were
-            raise SerializationError(failure.message)
-        if found:
-            self._replies.add((-wire.CHANGED, self.running, found["changes"], late))
+            self._leaving = True
+            self._lock.lost_changes = changes  # the step fails, also if its code goes on as if nothing were
+            raise SerializationError(changes.message)
+        if changes is not None:
+            self._replies.add((-wire.CHANGED, self.running, changes, late))
 
     def hear_later(self, news: List[Any]) -> None:
         """There are news, to be heard at the next occasion; what steps in the queue would tell is older."""
         for i, m in enumerate(self._queue):
+            self._replica.hear_later(m[4])
             if m[4] is not None:
-                self._unheard.append(m[4])
                 self._queue[i] = (*m[:4], None, *m[5:])
-        self._unheard.extend(news)
+        for each in news:
+            self._replica.hear_later(each)
 
     def hear_now(self) -> None:
         """Take in what others changed, in the middle of a step."""
-        if not self._unheard or self._tracker is None:
+        if not self._replica.unheard:
             return
-        if not self._tracker.unchanged():  # by other threads of the step, since the lock was asked for
+        if self._replica.has_changed:  # by other threads of the step, since the lock was asked for
             self._tell_changes(True)
-        self._hear(None)
+        self._replica.hear()
 
     # -------------------------------------------------------------------- set-up
 
@@ -247,7 +243,7 @@ class Worker:
                 self._relay = Relay(setup["logging"], lambda: self.running, self._send_records)
             if setup.get("image"):
                 self._protocol = load_image(setup["image"], self._blocks.open_shared)
-                self._tracker = state.Tracker(self._protocol, setup["ignored"])
+                self._replica = Replica(self._protocol, setup["ignored"])
                 self._protocol._sink = RemoteSink(self)
                 self._protocol._steps = RemoteSteps(self)
                 self._protocol._stepsExecutor = self._context
@@ -271,8 +267,7 @@ class Worker:
         self._recent.forget(step)
         may_run = not extras or "ahead" not in extras or self._recent.may_run(extras)
         if not may_run or not self._end.begin(self._number):  # what is not begun is nobody's victim
-            if message[4] is not None:
-                self._unheard.append(message[4])  # they are told once: the next step that runs here must hear of them
+            self._replica.hear_later(message[4])
             self._replies.gave_back(self._number, step)
             return
         self._step = (step, message[2])
@@ -367,7 +362,7 @@ class Worker:
         self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
         self.turns.open()
         # The code of the step may return here: then it ends.
-        self._end = self._replies = self._recent = _NotOurs()  # type: ignore[assignment]
+        self._end = self._replies = self._recent = NotOurs()  # type: ignore[assignment]
         self._output = None
 
     def _new_cpu_of_programs(self) -> float:
@@ -384,8 +379,7 @@ class Worker:
         if self._halt or self._leaving:
             self._receive(block=False)
             for m in self._queue:
-                if m[4] is not None:
-                    self._unheard.append(m[4])
+                self._replica.hear_later(m[4])
                 self._replies.add((-wire.RETURNED, m[0]))
             self._end.standing.give_back(self._number + len(self._queue))
             self._replies.flush()
@@ -418,7 +412,7 @@ class Worker:
                     found["files"] = files
         except BaseException as error:
             if self.turns.forked:
-                _end_fork(error)
+                end_fork(error)
             failure = self._describe(error)
             del error
         else:
@@ -428,7 +422,7 @@ class Worker:
         del function, args, kwargs
         if self._lock is not None and self._lock.used:
             failure = self._end_lock(found, failure)
-        if self._tracker is not None and not self._tracker.unchanged():
+        if self._replica.has_changed:
             failure = self._pack_changes(message[2], found, failure)
         if self._blocks.in_use:
             failure = self._note_blocks(found, failure)
@@ -441,9 +435,9 @@ class Worker:
         kwargs: Dict[str, Any] = {}
         part = "function"
         try:
-            if changes is not None or self._unheard:
+            if changes is not None or self._replica.unheard:
                 part = "a change of self by an earlier step"
-                self._hear(changes)
+                self._replica.hear(changes)
                 part = "function"
             function = getattr(self._protocol, fn) if type(fn) is str else self._function(fn)
             part = "arguments"
@@ -488,32 +482,6 @@ class Worker:
         if self._protocol is None:
             _context.enter_process(self._context if gpus else None)
 
-    def _hear(self, news: Any) -> None:
-        """Take in what others changed; see `mpsteps._statelog` for what comes before what."""
-        unheard = self._unheard
-        if news is not None:
-            unheard.append(news)
-        while unheard:
-            taken_in, parcels = (unheard[0], ()) if type(unheard[0]) is int else unheard[0]
-            pending = self._pending
-            while pending and pending[0][0] <= taken_in:
-                pending.popleft()
-            if parcels and self._tracker is not None:
-                changes = [c for parcel in parcels for c in wire.unpack(parcel, self._protocol)]
-                again = [
-                    (c, self._writes_of(fn)) for _, fn, own in pending for c in wire.unpack(own, self._protocol)
-                ]  # fmt: skip
-                self._tracker.apply(changes, again)
-            del unheard[0]
-
-    def _writes_of(self, fn: Any) -> Any:
-        """What the code of a step of this worker does with attributes."""
-        if self._writes is None:
-            from mpsteps._writes import WritesOf
-
-            self._writes = WritesOf(type(self._protocol))
-        return self._writes(fn)
-
     def _put_results(self, args: Tuple[Any, ...], results: Dict[int, Optional[large.Parcel]]) -> Tuple[Any, ...]:
         def result(step: int) -> Any:
             parcel = results[step]
@@ -543,19 +511,12 @@ class Worker:
     def _pack_changes(
         self, fn: Any, found: Dict[str, Any], failure: Optional[wire.Failure]
     ) -> Optional[wire.Failure]:
-        tracker = self._tracker
-        assert tracker is not None
-        try:
-            changes = tracker.changes()
-            if changes:
-                found["changes"] = state.pack_changes(changes, self._protocol)
-                self._reported += 1
-                self._pending.append((self._reported, fn if type(fn) is str else None, found["changes"]))
-        except BaseException as error:
+        changes = self._replica.pack_changes(fn)
+        if isinstance(changes, wire.Failure):
             self._leaving = True  # this replica holds what the others can never hear of: a new worker takes over
-            if failure is None:
-                part = error.part if isinstance(error, SerializationError) else "a change of self"
-                failure = wire.describe(error, "serialization", part)
+            return failure or changes
+        if changes is not None:
+            found["changes"] = changes
         return failure
 
 
@@ -579,31 +540,6 @@ def _peak_kib() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform != "darwin" else peak // 1024
-
-
-class _NotOurs:
-    """The lane, as a fork of the worker sees it: who comes back from a step there has nothing to do here."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        _end_fork(None)
-
-
-def _end_fork(error: Optional[BaseException]) -> NoReturn:
-    """End a process that a step has forked, as Python would have ended it: by what it raised."""
-    code: Any = 0
-    if isinstance(error, SystemExit):
-        code = 0 if error.code is None else error.code
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
-    elif error is not None:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code & 0xFF)
 
 
 def main(end: WorkerEnd, own_fds: Sequence[int] = ()) -> int:

@@ -37,7 +37,8 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
         "_step_values", "_zygote", "_spawn", "_parent", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
         "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
-        "_reentrant", "_turns", "_worker_lock", "_worker_recent", "_worker_replies", "_lock_queue",
+        "_reentrant", "_turns", "_worker_forks", "_worker_lock", "_worker_recent", "_worker_replica", "_worker_replies",
+        "_lock_queue",
     ),
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
@@ -67,7 +68,7 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("pool", "_core.steps"): "likewise",
     ("pool", "_step_options"): "likewise",
     ("_remote", "steps"): "only workers whose steps ask for other steps pay for it",
-    ("_worker", "_writes"): "only workers in whose back others changed what they had changed pay for reading source",
+    ("_worker_replica", "_writes"): "only workers in whose back others changed what they had changed read source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
     ("_ipc.wire", "_ipc.pickling"): "cloudpickle is a third of a worker's start, and plain values do without",

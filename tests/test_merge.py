@@ -154,7 +154,8 @@ def test_news_that_came_with_a_step_that_was_given_back_are_heard_with_the_next(
     worker = Worker(lane.worker_side(board))
     try:
         heard: List[Any] = []
-        worker._hear = lambda news: heard.extend([*worker._unheard, news])  # type: ignore[method-assign]
+        replica = worker._replica
+        replica.hear = lambda news: heard.extend([*replica.unheard, news])  # type: ignore[method-assign]
         worker._protocol = Merges()
         news = (0, [wire.pack([("=", "value", 5)])])
         worker._next((1, 1, "nothing", (), news, {"ahead": (9,)}))  # step 9 has not finished here: given back
