@@ -13,7 +13,6 @@ The coordinator knows neither protocols nor futures: what a step means is up to 
 
 from __future__ import annotations
 
-import heapq
 import signal
 import time
 from collections import deque
@@ -38,6 +37,7 @@ from mpsteps._core.events import (
 )
 from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.steps import LOCAL
+from mpsteps._deadlines import Deadlines
 from mpsteps._deaths import Deaths, used_too_much
 from mpsteps._in_order import InOrder
 from mpsteps._ipc import wire
@@ -49,9 +49,6 @@ from mpsteps._rests import Rests
 from mpsteps._work import Work
 from mpsteps.engines.base import Engine, EngineFailed, Happening, Message, Replies, WorkerGone, WorkerUp
 from mpsteps.errors import EngineError, InternalError
-
-TERM_SECONDS = 2.0
-"""A step that ran out of time gets SIGTERM, and after this many seconds SIGKILL."""
 
 STALL_SECONDS = 0.010
 """A step that has others behind it in its lane, since it was expected to be short, and runs longer than this holds them
@@ -80,9 +77,7 @@ class Coordinator:
         # What workers said last, in this turn, if it is that they have finished steps. The scheduler hears it when all
         # have been heard, or when something else happens; the work has heard it already.
         self._finished: Dict[int, StepsFinished] = {}
-        self._deadlines: List[Tuple[float, int, int, int, int]] = []  # (when, run, worker, step, signal to send then)
-        self._runs = 0  # how many attempts with a timeout have begun: each has a number, since a step may have several
-        self._run_of: Dict[int, int] = {}  # worker -> the one whose time runs there
+        self._deadlines = Deadlines()
         self._heads: Dict[int, float] = {}  # worker -> when (monotonic) it began the first step of its lane
         self._condemned: Dict[int, Failure] = {}  # worker that was sent a signal -> why
         self._apart: Dict[int, int] = {}  # worker -> how many of its steps left something, as far as heard of
@@ -121,8 +116,8 @@ class Coordinator:
         self._hand_in()
         self.take_inbox()
         now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            self._out_of_time(heapq.heappop(self._deadlines))
+        for deadline in self._deadlines.due(now):
+            self._out_of_time(*deadline)
         if self._rests.until:
             for step in self._rests.ended(now):
                 self.handle(StepRested(step))
@@ -206,7 +201,8 @@ class Coordinator:
             self.handle(StepsReturned(d.worker, d.steps))
 
     def _seconds_to_wait(self) -> Optional[float]:
-        times = [min(self._deadlines[0][0], time.monotonic() + AWAKE_SECONDS)] if self._deadlines else []
+        deadline = self._deadlines.next_end()
+        times = [] if deadline is None else [min(deadline, time.monotonic() + AWAKE_SECONDS)]
         call = self.work.next_call(time.monotonic())
         if call is not None:
             times.append(call)
@@ -238,12 +234,10 @@ class Coordinator:
         self.work.running(step)
         if worker != LOCAL and self.engine.by_value:
             self._heads[worker] = time.monotonic()
-        if self._run_of:
-            self._run_of.pop(worker, None)
+        self._deadlines.end(worker)
         seconds = self.work.timeout(step)
         if seconds is not None and worker != LOCAL and self.engine.by_value:
-            self._runs = self._run_of[worker] = self._runs + 1
-            heapq.heappush(self._deadlines, (time.monotonic() + seconds, self._runs, worker, step, signal.SIGTERM))
+            self._deadlines.begin(worker, step, time.monotonic() + seconds)
         memory = self.scheduler.memory_of(step)
         if memory and worker != LOCAL and self.engine.elsewhere:
             self.engine.limit_memory(worker, step, memory)
@@ -433,7 +427,7 @@ class Coordinator:
             self.handle(StepsFinished(worker, gone.done))
         why = self._condemned.pop(worker, None)
         self._apart.pop(worker, None)
-        self._run_of.pop(worker, None)
+        self._deadlines.end(worker)
         self._heads.pop(worker, None)
         self._memory.end(worker)
         if self._looks is not None:
@@ -496,27 +490,24 @@ class Coordinator:
     def _wait(self, seconds: Optional[float]) -> List[Happening]:
         """Wait for something to happen. Time in which this process, and with it perhaps the whole run, was stopped is
         not the steps' time."""
-        if not self._deadlines or seconds is None:
+        if self._deadlines.next_end() is None or seconds is None:
             return self.engine.wait(seconds)
         began = time.monotonic()
         happenings = self.engine.wait(seconds)
         overslept = time.monotonic() - began - seconds
         if overslept > AWAKE_SECONDS:
-            self._deadlines = [(d[0] + overslept, *d[1:]) for d in self._deadlines]  # the order of a heap is kept
+            self._deadlines.postpone(overslept)
         return happenings
 
-    def _out_of_time(self, deadline: Tuple[float, int, int, int, int]) -> None:
+    def _out_of_time(self, worker: int, step: int, number: int) -> None:
         """A step's time is up: SIGTERM to its worker's process group, SIGKILL if that does not help."""
-        when, run, worker, step, number = deadline
-        if self._run_of.get(worker) != run or step not in self.scheduler.lane(worker):
+        if step not in self.scheduler.lane(worker):
             return  # it ended in time
         seconds = self.work.timeout(step)
         self._condemned[worker] = Failure(
             "timeout", "StepTimeout", f"it ran longer than its timeout of {seconds:g} s and was killed"
         )
         self.engine.kill(worker, number)
-        if number != signal.SIGKILL:
-            heapq.heappush(self._deadlines, (when + TERM_SECONDS, run, worker, step, signal.SIGKILL))
 
 
 def _ends_a_step(message: Message) -> bool:

@@ -166,7 +166,7 @@ def test_steps_that_a_worker_earned_with_its_last_words_go_to_another(tmp_path: 
 
 def test_a_step_that_runs_out_of_time_is_ended_also_if_deaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM, then SIGKILL; both fail with StepTimeout, and nobody else."""
-    monkeypatch.setattr("mpsteps._coordinator.TERM_SECONDS", 0.2)
+    monkeypatch.setattr("mpsteps._deadlines.TERM_SECONDS", 0.2)
     protocol = Limited(numberOfThreads=2, workingDir=str(tmp_path / "run"))
     report = run(protocol)
     assert sorted(f.step for f in report.failed) == [1, 2]

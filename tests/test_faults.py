@@ -40,7 +40,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linu
 @pytest.fixture
 def quick_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL follows SIGTERM soon."""
-    monkeypatch.setattr("mpsteps._coordinator.TERM_SECONDS", 0.2)
+    monkeypatch.setattr("mpsteps._deadlines.TERM_SECONDS", 0.2)
 
 
 def make(cls: Type[Any], tmp_path: Path, workers: int = 2, **attributes: Any) -> Any:
@@ -428,7 +428,7 @@ def test_jumps_of_the_clock_change_nothing(jump: float, tmp_path: Path, monkeypa
         return real() + (jump if looks[0] % 2 else 0.0)
 
     monkeypatch.setattr(time, "time", jumping)
-    monkeypatch.setattr("mpsteps._coordinator.TERM_SECONDS", 0.2)
+    monkeypatch.setattr("mpsteps._deadlines.TERM_SECONDS", 0.2)
     protocol = make(OneFault, tmp_path, method="limitedStep", fault="sleeps")
     survive(protocol, {2: (StepTimeout, "timeout of 0.4 s")})
     assert looks[0] > 10

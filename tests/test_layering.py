@@ -36,9 +36,9 @@ LEVELS: Dict[int, Tuple[str, ...]] = {
     5: (  # a step at work
         "_results", "_image", "_local", "_remote", "_output", "_worker", "_worker_blocks", "_large_values",
         "_step_values", "_zygote", "_spawn", "_parent", "_demands", "_failures", "_statelog", "_conflicts", "_writes",
-        "_ownchanges", "_recorder", "_shared_array", "_deaths", "_memory_watch", "_rests", "_surroundings",
-        "_reentrant", "_turns", "_worker_forks", "_worker_lock", "_worker_recent", "_worker_replica", "_worker_replies",
-        "_lock_queue",
+        "_ownchanges", "_recorder", "_shared_array", "_deadlines", "_deaths", "_memory_watch", "_rests",
+        "_surroundings", "_reentrant", "_turns", "_worker_forks", "_worker_lock", "_worker_recent", "_worker_replica",
+        "_worker_replies", "_lock_queue",
     ),
     6: ("engines", "_work", "_in_order", "_coordinator"),  # where steps run, and the one loop
     7: (  # what steps are to the loop
