@@ -1,19 +1,20 @@
 """Measurements: one script a question. `python -m perf` runs them all; `python -m perf.wide` one of them.
 
-========= ====================================================== ==========================================
-script    question                                               topology
-========= ====================================================== ==========================================
-wide      how many empty steps a second?                         no edges
-chain     what does one dependent step cost?                     each after the one before
-stencil   how many steps a second in a graph with layers?        100 wide, 3 prerequisites each
-metg      how short may steps be?                                4 wide, 2 or 3 prerequisites each
-speedup   how much faster with N workers?                        no edges, 1 ms to 1 s of pure Python each
-balance   does the right step go first?                          no edges, and then a chain
-arrays    how fast does large data travel, in how much memory?   no edges, arrays in and out, one shared
-coldstart what does a program wait for four empty steps?         no edges, a fresh process each time
-million   do rate and memory stay flat up to a million steps?    no edges, and a random graph
-real      what is gained in a real protocol?                     mpsteps.demo on full-size micrographs
-========= ====================================================== ==========================================
+=========== ====================================================== ==========================================
+script      question                                               topology
+=========== ====================================================== ==========================================
+wide        how many empty steps a second?                         no edges
+chain       what does one dependent step cost?                     each after the one before
+stencil     how many steps a second in a graph with layers?        100 wide, 3 prerequisites each
+metg        how short may steps be?                                4 wide, 2 or 3 prerequisites each
+speedup     how much faster with N workers?                        no edges, 1 ms to 1 s of pure Python each
+balance     does the right step go first?                          no edges, and then a chain
+arrays      how fast does large data travel, in how much memory?   no edges, arrays in and out, one shared
+coldstart   what does a program wait for four empty steps?         no edges, a fresh process each time
+coordinator what does the coordinator itself cost for a step?      layers, 2 to 32 virtual workers
+million     do rate and memory stay flat up to a million steps?    no edges, and a random graph
+real        what is gained in a real protocol?                     mpsteps.demo on full-size micrographs
+=========== ====================================================== ==========================================
 
 All of them take about three quarters of an hour on two cores, `--runs 3` half of that, `--smoke` half a minute.
 

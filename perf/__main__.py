@@ -13,7 +13,8 @@ from perf._harness import Result, common_options, machine, print_machine, save
 from perf._summary import print_summary
 
 QUESTIONS = (
-    "wide", "chain", "stencil", "metg", "speedup", "balance", "arrays", "coldstart", "million", "real", "scipion",
+    "wide", "chain", "stencil", "metg", "speedup", "balance", "arrays", "coldstart", "coordinator", "million", "real",
+    "scipion",
 )  # fmt: skip
 
 

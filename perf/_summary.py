@@ -20,7 +20,8 @@ def print_summary(results: List[Result]) -> None:
         own = [text_of(values[title], unit) if title in values else "" for title in COLUMNS.values()]
         best = next(ranked(result), None)
         others = ["", ""] if best is None else [text_of(best[1], unit), best[0]]
-        cells[f"{result['question']}{'' if unit == 's' else f' [{unit}]'}"] = own + others
+        if any(own + others):
+            cells[f"{result['question']}{'' if unit == 's' else f' [{unit}]'}"] = own + others
     title = "summary: medians. Pools are up and warm; a whole run of a protocol starts and ends its workers"
     grid(title, [*COLUMNS, "best of the others", ""], cells, of="question")
 
