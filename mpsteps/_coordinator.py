@@ -99,6 +99,13 @@ class Coordinator:
         self._inbox.append(item)
         self.engine.wake()
 
+    def renew(self, scheduler: Scheduler) -> None:
+        """Go on with another scheduler, which knows the workers. Only while no step is open; by the loop's thread."""
+        if self._finished or self._dispatches or self.scheduler.open_steps:
+            raise InternalError("there are steps that the new scheduler does not know")
+        self.scheduler = scheduler
+        self._in_order = InOrder(scheduler.is_in_flight)
+
     # ----------------------------------------------------------------------- the loop
 
     def run(self) -> None:
@@ -396,6 +403,8 @@ class Coordinator:
 
     def _control(self, worker: int, message: Message) -> None:
         what = -message[0]
+        if what != wire.LOGGED:
+            self._hand_in()  # what it asks may be about steps that have finished before
         if what == wire.REQUEST:
             answer = self.work.answer(worker, *message[1:])
             self.engine.send(worker, [(-wire.ANSWER, answer)])

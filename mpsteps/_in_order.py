@@ -3,7 +3,9 @@
 A step that was sent behind one of another lane runs as soon as that one has finished, of which its worker knows from
 shared memory (`_ipc.standing`). So its reply may be here while the reply of the other is still kept back by the other
 worker, to be told with more. Then it waits here, and all that its lane says after it. It need not wait long: a worker
-keeps replies for less than a millisecond, unless a long step comes, and then its lane is relieved (`LaneStalled`).
+keeps replies for 2 or 3 ms, unless a long step comes, and then its lane is relieved (`LaneStalled`). Only ends are
+held: what a step tells while it runs (a change, a request) may come before the end of what it follows, which left
+nothing.
 
 What is told in one turn is one: it is written down in one frame, and nothing is sent before. So within a turn lanes are
 taken one after another, as they come, also where steps of both follow each other in turns.

@@ -9,9 +9,9 @@ from typing import Iterator, NamedTuple, Optional
 
 from mpsteps._begun import Occasion, session_name
 from mpsteps._rundir import RunDirectory
-from mpsteps._spawn import PICKLING, Spawner, start_zygote
+from mpsteps._spawn import Spawner, start_zygote
 
-PRELOAD = (*PICKLING, "mpsteps.protocol")
+PRELOAD = ("mpsteps.protocol",)
 """What all workers of a run need."""
 
 

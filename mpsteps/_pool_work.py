@@ -182,10 +182,11 @@ class PoolWork:
         """Begin with step 1 again: tables by step id must not grow for ever. Durations are learned anew, which costs
         one round trip for each function and forgets those of long ago."""
         old = self._coordinator.scheduler
-        self._coordinator.scheduler = new = self._new_scheduler()
+        new = self._new_scheduler()
         for worker, _ in old.lanes():
             if worker != LOCAL:
                 new.handle(WorkerReady(worker, old.node_of(worker)))
+        self._coordinator.renew(new)
         self._errors.clear()
         self._last = 0
 

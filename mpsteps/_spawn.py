@@ -16,13 +16,15 @@ import sys
 import time
 import weakref
 from collections import deque
-from typing import Deque, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Deque, List, Mapping, Optional, Sequence, Tuple
 
-from mpsteps._begun import Occasion
 from mpsteps._ipc.link import Link, Message, plug_stdio
 from mpsteps._machine import blas_share
 from mpsteps._proctree import end_session, has_ended
 from mpsteps.errors import EngineError
+
+if TYPE_CHECKING:
+    from mpsteps._begun import Occasion  # a pool has none, and is not to wait for this
 
 START_SECONDS = 120.0
 """A zygote that has not come up by then never will. (Importing its few modules takes 0.1 s; from a slow disk, more.)"""
@@ -32,10 +34,6 @@ FORKS_AHEAD = 16
 """So many workers are asked for before the first of them is there: their descriptors in flight are limited.
 
 They are asked for before the zygote is up, and are there as soon as it is."""
-
-PICKLING = ("mpsteps._ipc.pickling", "tblib.pickling_support")
-"""To be loaded before workers are forked, unless these may do with plain values (see `_ipc.pickling`). Else each loads
-them when it first needs them: a third of its start, and 4 MB of its own."""
 
 _alive: weakref.WeakSet[Spawner] = weakref.WeakSet()
 

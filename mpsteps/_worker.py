@@ -93,6 +93,8 @@ class Worker:
             while True:
                 while not queue:
                     self._recent.patient = True
+                    if self._relay is not None:
+                        self._relay.flush_waiting()  # what was logged while replies were told
                     self._replies.flush()
                     if self._leaving:
                         return 0
@@ -147,16 +149,17 @@ class Worker:
 
     def _send_records(self, records: List[Tuple[Any, ...]]) -> bool:
         """Log records, for the handlers of the coordinator's process; at once: the step may run for long. False: not
-        now, as another thread speaks, or this one does and its handler of a signal logs."""
+        now, as another thread speaks, or this one does and the handler of a signal, or a finalizer, logs."""
         if self.turns.forked:
             return True
+        if self._replies.busy:
+            return False
         in_step = self.turns.is_open
         if in_step and not self.turns.enter_if_free():
             return False
         try:
             self._replies.add((-wire.LOGGED, records))
-            if not self._replies.putting:  # else a signal handler of the step's logs, in the middle of another message
-                self._replies.flush()
+            self._replies.flush()
         finally:
             if in_step:
                 self.turns.leave()
@@ -361,8 +364,11 @@ class Worker:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
         self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
         self.turns.open()
-        # The code of the step may return here: then it ends.
-        self._end = self._replies = self._recent = NotOurs()  # type: ignore[assignment]
+        # The code of the step may return here, or to where one of these was interrupted: then it ends.
+        nobody: Any = NotOurs()
+        self._replies.disown(nobody)
+        self._recent.disown(nobody)
+        self._end = self._replies = self._recent = nobody
         self._output = None
 
     def _new_cpu_of_programs(self) -> float:

@@ -74,6 +74,10 @@ class RecentSteps:
             for old in list(itertools.islice(values, RECENT_STEPS)):
                 del values[old]
 
+    def disown(self, nobody: Any) -> None:
+        """This is a fork of the worker: nothing is asked of the lane any more."""
+        self._end = self._replies = nobody
+
     def forget(self, step: int) -> None:
         """A step with this number is about to run: an earlier one of a pool may have had it."""
         self._values.pop(step, None)

@@ -35,12 +35,14 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
-from mpsteps._begun import Occasion, Witness
 from mpsteps._ipc.link import Link, plug_stdio
 from mpsteps._memory import offer_to_oom_killer
 from mpsteps._proctree import descendants, send_signal
+
+if TYPE_CHECKING:
+    from mpsteps._begun import Witness
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_SECONDS = 10.0
@@ -381,13 +383,23 @@ def main(
     # A mask is inherited through exec: without this, a coordinator that blocks SIGCHLD would never hear of a death.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Loaded before the first fork, so that every worker starts with them: they are the larger part of its start.
+    # (A worker that loaded cloudpickle when it first needs it would do so in its first step's time, and could not where
+    # that step has used up all descriptors or memory.)
     import resource  # noqa: F401
 
+    import tblib.pickling_support  # noqa: F401
+
     from mpsteps import _worker  # noqa: F401
+    from mpsteps._ipc import pickling  # noqa: F401
 
     for name in preload:
         importlib.import_module(name)
+    witness = None
+    if occasion:
+        from mpsteps._begun import Occasion, Witness
+
+        witness = Witness(Occasion(*occasion))
     _end_of_start(stderr_fd)
     gc.freeze()  # what is loaded now stays shared with the workers: their collectors would copy its pages
-    Zygote(socket.socket(fileno=link_fd), Witness(Occasion(*occasion)) if occasion else None).run()
+    Zygote(socket.socket(fileno=link_fd), witness).run()
     os._exit(0)  # there is nothing to clean up that was not, and the coordinator waits for this process to be gone

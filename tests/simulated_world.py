@@ -184,10 +184,11 @@ class World:
         """What any step above this one left is known to this worker: it ran there, or was told before this was sent."""
         if not self.left or worker == LOCAL or len(self.needs) > 200:
             return
-        above, todo = set(), [step]
+        above, todo = set(), [step]  # up to those of an earlier session, for which nobody runs again
         while todo:
-            todo.extend(p for p in self.needs[todo.pop()] if p not in above and not above.add(p))
-        for p in above & self.left.keys() - self.restored - self.lost_results:
+            needs = self.needs[todo.pop()] - self.restored
+            todo.extend(p for p in needs if p not in above and not above.add(p))
+        for p in above & self.left.keys() - self.lost_results:
             seen = self.left[p] == worker or self.told.get(p, self.events) < self.sent[step]
             assert seen, f"step {step} does not see what step {p} left"
 

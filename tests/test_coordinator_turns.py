@@ -13,6 +13,7 @@ from mpsteps._core.scheduler import Scheduler
 from mpsteps._core.slots import SlotPool
 from mpsteps._ipc import wire
 from mpsteps.engines.base import Happening, Replies, WorkerGone, WorkerUp
+from mpsteps.errors import InternalError
 
 
 class ScriptedEngine:
@@ -139,3 +140,21 @@ def test_a_death_comes_after_what_the_dead_had_finished() -> None:
     assert "send" not in names
     assert ("returned", tuple(rest)) in said
     run.coordinator.scheduler.check_invariants()
+
+
+def test_what_a_step_asks_is_answered_when_all_that_has_finished_is_known() -> None:
+    """It may be about a step that another worker has finished in the same turn."""
+    run = Run(20)
+    run.turn(WorkerUp(1, 1001), WorkerUp(2, 1002))
+    work: Any = run.coordinator.work
+    work.answer = lambda *args: run.said.append(("answer", args[1])) or b"x"
+    said = run.turn(finished(1, 1), Replies(2, [(-wire.REQUEST, 2, "step", b"")]))
+    assert [s[0] for s in said if s[0] in ("finished_all", "closed", "answer")] == ["finished_all", "closed", "answer"]
+
+
+def test_a_new_scheduler_takes_over_only_where_nothing_is_open() -> None:
+    """Else there would be replies for steps that it does not know."""
+    run = Run(20)
+    run.turn(WorkerUp(1, 1001))
+    with pytest.raises(InternalError):
+        run.coordinator.renew(Scheduler(SlotPool(2), False, True))

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
 
 import psutil
 import pytest
@@ -32,6 +32,7 @@ import mpsteps._spawn
 from mpsteps._ipc import shm, wire
 from mpsteps._ipc.lane import Board, WorkerEnd
 from mpsteps._machine import THREAD_VARIABLES, blas_share, usable_cores
+from mpsteps._worker_replies import WorkerReplies
 from mpsteps.engines.base import Replies, WorkerGone, WorkerUp
 from mpsteps.engines.handle import WorkerHandle
 from mpsteps.engines.processes import BOOT_DEATHS, STOP_SECONDS, ProcessEngine, describe_exit
@@ -235,6 +236,68 @@ def test_where_stores_may_be_reordered_nothing_is_told_before_its_time() -> None
         assert list(w.in_lane) == [1, 2, 3]
         w.send([step_message(4, add, 1, 1)])
         assert list(w.in_lane) == [1, 2, 3, 4]
+    finally:
+        w.close()
+        board.close()
+
+
+class Interrupted:
+    """The coordinator's end of a lane; `other` is called before its access number `at`."""
+
+    def __init__(self, end: Any, at: int, other: Callable[[], None]) -> None:
+        self._end, self._left, self._other = end, at, other
+        end._fence = self._passes(end._fence)
+
+    def _passes(self, do: Any) -> Any:
+        def passed(*args: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                self._other()
+            return do(*args)
+
+        return passed
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._end, name)
+        return self._passes(found) if name in ("begun", "done", "drain", "revoke") else found
+
+
+@pytest.mark.skipif(not shm.ORDERED, reason="nothing is taken back on such a machine")
+@pytest.mark.parametrize("with_value", [False, True], ids=["plain", "with a value"])
+@pytest.mark.parametrize("at", range(1, 8))
+def test_the_end_of_a_step_is_told_though_a_long_one_begins_while_its_lane_is_relieved(
+    at: int, with_value: bool
+) -> None:
+    """Whenever it begins: a lane is relieved once, and its worker says nothing until the long one has ended."""
+    board, w = Board.create(), WorkerHandle(1, None)
+    board.admit(1)
+    began: List[bool] = []
+    try:
+        end = w.lane.worker_side(board, number=1)
+        replies = WorkerReplies(end)
+        replies.since = time.perf_counter() + 60
+
+        def goes_on() -> None:
+            if with_value:
+                replies.left(2, (2, 0.01, 0.0, {"value": b"mx"}), replies.since)
+            else:
+                replies.finished(2, 2, 0.01, 0.0, replies.since)
+            began.append(end.begin(3))
+
+        w.send([step_message(number, add, 1, 1) for number in (1, 2, 3, 4)])
+        end.begin(1)
+        replies.finished(1, 1, 0.01, 0.0, replies.since)
+        end.begin(2)
+        w.end = Interrupted(w.end, at, goes_on)  # type: ignore[assignment]
+        told: List[Any] = []
+        w.revoke(told)
+        back = {m[1] for r in told for m in r.messages if m[0] == -wire.RETURNED}
+        assert 4 in back
+        if began == [True]:
+            assert list(w.in_lane) == [3], "step 2 has ended, and nobody knows"
+        else:  # it was taken back, or its worker has been told so and is about to say it
+            assert 3 in back or (began == [False] and list(w.in_lane) == [3])
+        assert 1 not in w.in_lane
     finally:
         w.close()
         board.close()

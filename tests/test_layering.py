@@ -71,7 +71,7 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("_worker_replica", "_writes"): "only workers in whose back others changed what they had changed read source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
-    ("_ipc.wire", "_ipc.pickling"): "cloudpickle is a third of a worker's start, and plain values do without",
+    ("_ipc.wire", "_ipc.pickling"): "cloudpickle takes long to load, and who submits plain calls does without",
     ("_ipc.large", "_ipc.pickling"): "likewise",
     ("_begun", "_ipc.lane"): "used in the zygote, which has it already",
     ("engines.inline", "_ipc.wire"): "only where something is taken back",

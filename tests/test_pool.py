@@ -11,6 +11,7 @@ import functools
 import gc
 import operator
 import os
+import sys
 import threading
 import traceback
 import weakref
@@ -524,6 +525,14 @@ def test_an_open_file_does_not_travel(pool: StepPool, deep: bool, tmp_path: Path
     assert isinstance(error, SerializationError)
     assert error.part == "result"
     assert "open file" in str(error)
+
+
+def test_what_holds_a_standard_stream_travels(pool: StepPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the worker's there: progress bars and handlers of loggers hold one."""
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)  # pytest has put others there
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    thing = Thing([sys.stderr, sys.stdout])
+    assert pool.submit(lambda thing: [s.fileno() for s in thing.value], thing).result(SOON) == [2, 1]
 
 
 def test_the_traceback_of_a_function_that_was_an_argument_says_where_it_stands(pool: StepPool) -> None:

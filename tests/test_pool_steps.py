@@ -508,6 +508,23 @@ def test_numbers_that_come_again_are_not_taken_for_those_of_before(monkeypatch: 
             assert [type(f.exception(0)) for f in chain[good:]] == ([ValueError] + [StepError] * 19)[: 20 - good]
 
 
+@pytest.mark.versions
+def test_steps_follow_each_other_across_lanes_after_a_new_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of steps are put in order by who knows the steps of now."""
+    monkeypatch.setattr(pool_work, "RENEW_AFTER", 200)
+    with StepPool(2) as pool:
+        for layers in (60, 10, 120, 300):
+            row: List[futures.Future[Any]] = []
+            found = []
+            for _ in range(layers):
+                row = [pool.submit_step(abs, -1, after=row) for _ in range(4)]
+                found += row
+            assert [f.result(SOON) for f in found] == [1] * len(found)
+            coordinator = pool._work._coordinator
+            until(lambda c=coordinator: not c.scheduler.open_steps)
+            assert coordinator._in_order._in_flight == coordinator.scheduler.is_in_flight
+
+
 def test_a_number_that_comes_again_has_no_time_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a step that ended long ago must not end the step that has its number now."""
     monkeypatch.setattr(pool_work, "RENEW_AFTER", 1)

@@ -27,7 +27,8 @@ from mpsteps.engines.base import Replies
 from mpsteps.engines.handle import WorkerHandle
 
 WATCHED = (
-    "_worker.py", "_worker_replies.py", "with a bug", "lane.py", "ring.py", "bell.py", "test_worker_crashes.py",
+    "_worker.py", "_worker_replies.py", "_worker_recent.py", "with a bug", "lane.py", "ring.py", "bell.py",
+    "test_worker_crashes.py",
 )  # fmt: skip
 STRIDE = 7
 """Bytecodes between two kills. (All of them: ``python tests/test_worker_crashes.py FILE 1``.)"""
@@ -181,13 +182,13 @@ MUTANTS = {
     ),
     "lets others follow before the value is safe": (
         mpsteps._worker_replies,
-        "        leaves = wire.leaves(reply[3])\n",
-        "        leaves = wire.leaves(reply[3])\n        self._end.standing.finish(number)\n",
+        "            leaves = wire.leaves(reply[3])\n",
+        "            leaves = wire.leaves(reply[3])\n            self._end.standing.finish(number)\n",
     ),
     "keeps back a reply with a content": (
         mpsteps._worker_replies,
-        "        self.add(reply)\n        self.put()\n",
-        "        self.add(reply)\n",
+        "            self._add(reply)\n            self._put()\n",
+        "            self._add(reply)\n",
     ),
 }
 

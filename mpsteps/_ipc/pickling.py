@@ -1,7 +1,8 @@
 """How what a user made becomes bytes: cloudpickle, with what parcels need beyond it. `unpickling` is the way back.
 
-Loaded by `wire` and `large` when something comes that marshal cannot write: cloudpickle takes a third of the time in
-which a worker starts, and a pool of plain results does without it there.
+Loaded by `wire` and `large` when something comes that marshal cannot write: cloudpickle takes long to load, and who
+submits plain calls of functions that workers can import does without. (Workers have it from their start: a step may
+leave them unable to load anything.)
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import sys
 import types
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -64,8 +66,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not
         self._anchor = anchor
 
     def reducer_override(self, obj: Any) -> Any:
-        """cloudpickle would send the content of an open file in its place: a copy that passes for the file."""
-        if isinstance(obj, io.TextIOWrapper):
+        """cloudpickle would send the content of an open file in its place: a copy that passes for the file. (Not so the
+        standard streams: what arrives is those of the receiver.)"""
+        if isinstance(obj, io.TextIOWrapper) and obj is not sys.stdout and obj is not sys.stderr:
             raise TypeError("cannot pickle an open file")
         for reduce in _reducers:
             found = reduce(obj, False)

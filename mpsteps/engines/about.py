@@ -10,7 +10,6 @@ from typing import Any, Dict, Iterator, Sequence
 
 from mpsteps._private_files import open_private
 from mpsteps._rundir import RunDirectory
-from mpsteps._spawn import PICKLING
 from mpsteps.engines.handle import last_log
 
 SEE_SECONDS = 10.0
@@ -37,7 +36,7 @@ def about_run(directory: RunDirectory, preload: Sequence[str], cards: Sequence[i
 
 def about_pool(cards: Sequence[int]) -> Dict[str, Any]:
     """What agents must know of a pool: its steps need no files of ours."""
-    return {**_about(PICKLING), "run": "", "proof": ("", ""), "folder": "", "first_log": 0, "cards": tuple(cards)}
+    return {**_about(()), "run": "", "proof": ("", ""), "folder": "", "first_log": 0, "cards": tuple(cards)}
 
 
 def _about(preload: Sequence[str]) -> Dict[str, Any]:

@@ -133,13 +133,15 @@ class WorkerHandle:
         until the worker has answered for all that it has."""
         if not self.in_lane or self._first_revoked != NEVER or self.damage:
             return
+        first = self.end.revoke(self.end.begun() + 1)
+        if first == NEVER:
+            return  # a machine that reorders stores: then `done` says nothing of what is in the ring, either
+        self._first_revoked = first
+        # After that: whatever ends until then is found, and the one that may begin until then has all others before it.
         done = self.end.done()
         # Replies with a content were put into the ring before the worker stored that `done`.
         if not self.take(found) or not self.in_lane:
-            return  # nothing is left that the worker could answer for, and what is held is sent upon its last answer
-        self._first_revoked = first = self.end.revoke(self.end.begun() + 1)
-        if first == NEVER:
-            return  # a machine that reorders stores: then that `done` says nothing of what is in the ring, either
+            return  # nothing is left that the worker could answer for: it was restored, and what is held is sent
         finished = [step for step, n in self.in_lane.items() if n <= done]
         back = [step for step, n in self.in_lane.items() if n >= first]
         replies: List[Message] = []

@@ -27,9 +27,8 @@ import sys
 import threading
 import time
 from signal import SIGKILL
-from typing import Any, Callable, Container, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Container, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from mpsteps._begun import Occasion
 from mpsteps._ipc import wire
 from mpsteps._ipc.bell import LONGEST_SLEEP, longest_spin, next_spin
 from mpsteps._ipc.lane import Board
@@ -40,6 +39,9 @@ from mpsteps._spawn import Spawner, describe_exit, start_zygote
 from mpsteps.engines.base import EngineFailed, Happening, Message, Replies, WorkerGone
 from mpsteps.engines.handle import WorkerHandle, last_log
 from mpsteps.errors import EngineError
+
+if TYPE_CHECKING:
+    from mpsteps._begun import Occasion
 
 SPIN_SECONDS = 30e-6
 BOOT_DEATHS = 3
