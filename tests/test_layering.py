@@ -71,6 +71,8 @@ INSIDE_FUNCTIONS: Dict[Tuple[str, str], str] = {
     ("_worker_replica", "_writes"): "only workers in whose back others changed what they had changed read source",
     ("_zygote", "_worker"): "loaded once, before the first fork: workers find it in memory",
     ("_zygote", "_ipc.lane"): "likewise",
+    ("_zygote", "_ipc.pickling"): "likewise",
+    ("_zygote", "_begun"): "a pool has no journal to be told of what had begun, and is not to wait for this",
     ("_ipc.wire", "_ipc.pickling"): "cloudpickle takes long to load, and who submits plain calls does without",
     ("_ipc.large", "_ipc.pickling"): "likewise",
     ("_begun", "_ipc.lane"): "used in the zygote, which has it already",
