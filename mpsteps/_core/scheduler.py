@@ -1,9 +1,9 @@
 """The scheduler: a pure state machine. Events in, commands out.
 
-`handle(event)` is the only way to change it. It is total: an event either moves steps along edges of
-`steps.TRANSITIONS` or raises InternalError with the step's story, and then nothing has changed: every handler checks
-before it acts. What a step may do is told by `register`, which is next by `waiting`, where it is sent by `lanes`; here
-is what an event means for the other steps.
+`handle(event)`, and for several at once `handle_finished(events)`, are the only ways to change it. They are total: an
+event either moves steps along edges of `steps.TRANSITIONS` or raises InternalError with the step's story, and then it
+has changed nothing: every handler checks before it acts. What a step may do is told by `register`, which is next by
+`waiting`, where it is sent by `lanes`; here is what an event means for the other steps.
 """
 
 from __future__ import annotations
