@@ -120,6 +120,16 @@ def fail_with_a_cause() -> None:
         raise ValueError("outer") from error  # the outer line
 
 
+def open_all() -> None:
+    """Until there is no descriptor left, and then raises OSError."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    held = []
+    while True:
+        held.append(open(os.devnull))  # noqa: SIM115
+
+
 def fail_plainly() -> None:
     raise RuntimeError(123)  # the line that raised
 

@@ -5,6 +5,7 @@ Every test has a pool of its own. That processes, threads and descriptors are go
 
 from __future__ import annotations
 
+import errno
 import gc
 import operator
 import os
@@ -25,6 +26,7 @@ from pool_steps import (
     SOON,
     Gate,
     capture,
+    open_all,
     until,
 )
 
@@ -406,6 +408,15 @@ def test_a_pool_that_cannot_be_made_leaves_no_process(monkeypatch: pytest.Monkey
     with pytest.raises(MemoryError, match="no pool today"):
         StepPool(2)
     assert not psutil.Process().children(recursive=True)
+
+
+def test_an_error_that_leaves_nothing_to_load_modules_with_comes_back_as_it_was() -> None:
+    """The first step of its worker uses up all descriptors: what it takes to send its error is there already."""
+    with StepPool(1) as pool:
+        error = pool.submit(open_all).exception(SOON)
+        assert type(error) is OSError
+        assert error.errno == errno.EMFILE
+        assert pool.submit(abs, -3).result(SOON) == 3
 
 
 EARLY = """
