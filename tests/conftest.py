@@ -126,7 +126,10 @@ ONCE = frozenset({
     "test_recorder", "test_begun", "test_ends", "test_kills", "test_kill_points", "test_worker_crashes",
     "test_statelog", "test_targets", "test_validators", "test_params", "test_programs", "test_arena", "test_blocks",
     "test_large", "test_shared_array", "test_slots", "test_graph", "test_rests", "test_chaos",
-    "test_lock_queue", "test_lock_state", "test_lock_resume",
+    "test_lock_queue", "test_lock_state", "test_lock_resume", "test_lock", "test_scheduler", "test_events",
+    "test_peaks", "test_step_seed", "test_in_order", "test_memory_needs", "test_limits", "test_local_adds",
+    "test_large_runs", "test_following", "test_crashes", "test_ring_crashes", "test_pool_steps", "test_deadlines",
+    "test_coordinator_turns", "test_run_processes", "test_writeback", "test_merge",
 })  # fmt: skip
 """Modules whose tests do not depend on the Python version, but for those marked `versions`."""
 

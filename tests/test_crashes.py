@@ -223,6 +223,7 @@ def test_an_attribute_that_cannot_travel_costs_only_the_steps_that_use_it(tmp_pa
     assert protocol.getSteps()[3].result == [5]
 
 
+@pytest.mark.versions
 def test_a_pool_survives_what_a_protocol_survives() -> None:
     """The victim's future fails with StepLost, all others have their results."""
     with mpsteps.StepPool(2) as pool:

@@ -142,6 +142,7 @@ def downstream(layer: int, i: int) -> List[Tuple[int, int]]:
 ALL = [(layer, i) for layer in range(LAYERS) for i in range(WIDTH)]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("threads", [2, 3, 4])
 def test_steps_follow_across_lanes_and_see_all_before_them(tmp_path: Path, followed: List[int], threads: int) -> None:
     """In every layer each cell finds what those above it left."""

@@ -81,6 +81,7 @@ def settled(pool: StepPool) -> dict[str, int]:
 # ----------------------------------------------------------------------------------------------------------------- pool
 
 
+@pytest.mark.versions
 def test_arguments_and_results_of_a_pool_come_as_they_are() -> None:
     """Large arrays, bytes, and objects that hold them, many at a time."""
     with StepPool(2) as pool:
@@ -243,6 +244,7 @@ def run(tmp_path: Path, steps: Callable[[Any], Any], **options: Any) -> Any:
     return protocol
 
 
+@pytest.mark.versions
 @pytest.mark.skipif(not blocks.CAN_SHARE, reason="large values are copied where there is no /proc")
 def test_a_large_attribute_is_in_memory_once(tmp_path: Path) -> None:
     """All steps, and workers that come later, read the same memory."""

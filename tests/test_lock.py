@@ -98,6 +98,7 @@ def test_what_a_step_computed_before_it_waited_counts_as_its_time(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- what is offered
+@pytest.mark.versions
 @pytest.mark.parametrize("place", ["inline", "worker"])
 def test_it_offers_what_an_rlock_offers(tmp_path, place):
     """Compared with a `threading.RLock`, which is what a protocol has while it does not run."""

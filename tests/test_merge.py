@@ -144,6 +144,7 @@ def test_cells_of_arrays(tmp_path: Any) -> None:
     assert "attribute 'array'" in prot.getErrorMessage()
 
 
+@pytest.mark.versions
 def test_news_that_came_with_a_step_that_was_given_back_are_heard_with_the_next(tmp_path: Any) -> None:
     """A long step, another behind it that brings news and is taken back: the next one there must know of them."""
     from mpsteps._ipc import wire

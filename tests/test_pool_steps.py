@@ -63,6 +63,7 @@ def log_of(path: Path) -> List[str]:
 # ---------------------------------------------------------------------------- prerequisites
 
 
+@pytest.mark.versions
 def test_a_step_starts_when_those_it_waits_for_have_finished(pool: StepPool, tmp_path: Path) -> None:
     """And sees what they wrote."""
     log = tmp_path / "log"

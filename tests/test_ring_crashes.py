@@ -246,6 +246,7 @@ def test_a_copy_cut_after_any_byte_is_never_seen(skip: int) -> None:
     assert published == len(MESSAGES)
 
 
+@pytest.mark.versions
 def test_a_frame_of_which_some_words_have_not_arrived_is_never_taken_for_a_message() -> None:
     """Where stores are reordered, `head` may be seen before parts of the frame: that is damage, never a message."""
     before, log, reader = recorded_puts([bytes(range(1, 101))], 0)

@@ -47,6 +47,7 @@ def statuses(prot):
 # ------------------------------------------------------------------------------------------------- the basics
 
 
+@pytest.mark.versions
 @BOTH
 def test_the_example_of_the_scipion_guide_runs(run, engine):
     """processStep in parallel, createOutputStep after all of them."""
@@ -122,6 +123,7 @@ def test_threads_are_the_number_of_workers(run, tmp_path, threads):
     assert prot._report.workers == threads
 
 
+@pytest.mark.versions
 @BOTH
 def test_functions_lambdas_partials_and_static_methods_can_be_steps(run, engine, tmp_path):
     """A lambda that uses self means this protocol."""
@@ -410,6 +412,7 @@ def test_after_a_failure_nothing_starts_and_the_rest_stays_new(run, engine, tmp_
     assert (prot.stepsDone, prot.numberOfSteps) == (1, 4)
 
 
+@pytest.mark.versions
 @BOTH
 def test_the_error_of_a_step_is_the_original_exception_with_its_traceback(run, engine):
     """The frames of the step are there, also those of another process."""
@@ -498,6 +501,7 @@ def test_keep_going_runs_everything_that_is_not_downstream_of_a_failure(run, eng
     assert ("steps_skipped", (3, 4), 1) in watch.calls
 
 
+@pytest.mark.versions
 def test_a_worker_that_dies_costs_its_step_alone(run):
     """The message says how it died; with keepGoing all others run, in a new worker."""
 
@@ -590,6 +594,7 @@ class GeneratesLocally(Generates):
         super().generate()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("engine", "cls", "threads"),
     [
@@ -635,6 +640,7 @@ class InsertsLocal(Custom):
         self._insertFunctionStep(self.look, "value", prerequisites=[len(self.getSteps())])
 
 
+@pytest.mark.versions
 def test_a_local_step_that_was_inserted_by_a_running_step_writes_back_too(run):
     """No step of the first hour was local."""
     prot = run(lambda self: self._insertFunctionStep("outer"), cls=InsertsLocal)
@@ -650,6 +656,7 @@ class Releases(Custom):
         self.getSteps()[other - 1].setStatus(STATUS_NEW)
 
 
+@pytest.mark.versions
 @BOTH
 def test_a_waiting_step_is_released_by_another_step(run, engine):
     """It runs after it was released, although nobody is its prerequisite."""
@@ -898,6 +905,7 @@ def test_a_step_of_all_cpus_or_all_memory_runs_alone(run, tmp_path, method):
     assert prot.table == {i: [str(i)] for i in range(6)}
 
 
+@pytest.mark.versions
 def test_a_step_that_hangs_is_ended_after_its_timeout_and_fails_alone(run):
     """The error says so; its sibling is not harmed."""
 
@@ -998,6 +1006,7 @@ def test_the_graph_after_a_run_has_the_steps_that_were_added(run):
     assert all(n.step.isFinished() for n in graph if n.step is not None)
 
 
+@pytest.mark.versions
 def test_run_in_a_thread_works(run):
     """Where signals cannot be handled."""
     found = []

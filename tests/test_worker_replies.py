@@ -163,6 +163,7 @@ def _interrupted(clock: Clock, at: int) -> bool:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 wants to know before
     sys.settrace(trace)
     try:
         for number in range(1, 9):

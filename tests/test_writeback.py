@@ -205,6 +205,7 @@ class Rounds(Writes):
             self.rounds[change] = {name: plain(getattr(self, name, "absent")) for name in EXPECTED[change]}
 
 
+@pytest.mark.versions
 def test_every_change_is_seen_in_the_other_worker(tmp_path):
     """One after the other, all kinds of changes; and by the protocol, after each."""
     in_protocol = {}
@@ -255,6 +256,7 @@ def test_params_that_a_step_sets_are_set(tmp_path, place):
     assert prot.n.get() == 99
 
 
+@pytest.mark.versions
 @PLACES
 def test_containers_keep_their_identity(tmp_path, place):
     """Other names for the same list or dict, in the main program, see what steps did."""
@@ -347,6 +349,7 @@ class Arrays(Custom):
         self.seen = (self.array.tolist(), {k: v.tolist() for k, v in self.tables.items()})
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("engine", ["inline", "processes"])
 def test_arrays_are_assigned_and_changed_in_place(tmp_path, engine):
     """By steps that depend on each other."""
@@ -366,6 +369,7 @@ def test_arrays_are_assigned_and_changed_in_place(tmp_path, engine):
     assert prot.seen == (rows, {r: [2.0 * (r + 1)] * 5 for r in range(4)})
 
 
+@pytest.mark.versions
 def test_appends_and_fills_of_forty_concurrent_steps_lose_nothing(tmp_path):
     """Lists concatenate, dicts merge by key, sets unite; all workers end with the same."""
 
@@ -557,6 +561,7 @@ class Stuck(Custom):
         self.log.append("fine")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("method", "words"),
     [("open_file", "attribute 'handle'"), ("hide_lock", "attribute 'table'"), ("return_lock", "the result")],
