@@ -30,6 +30,7 @@ SHARE = 500  # seeds that one step of a pool runs
 SEEDS_FOR_A_MUTANT = 1500
 
 
+@pytest.mark.timeout(300)  # a minute on a slow machine, and longer where others are at work
 def test_ten_thousand_runs_with_faults_keep_every_promise(record_property: Callable[[str, object], None]) -> None:
     """Order, one entry per attempt, one fate per step, an end: in 10,000 random runs, checked after every event.
     They run in our own pool, whose scheduler is the one that is looked at; what is wrong with it is told all the same:
