@@ -362,12 +362,14 @@ class Worker:
 
     def forked(self) -> None:
         """This is a fork of the worker, which a step has made. It can do what it likes, but it is no worker."""
+        again = self.turns.forked  # a fork of a fork, as daemons are made
         self.turns = Turns(forked=True)  # also since another thread of the step may have had the old one
         self.turns.open()
         # The code of the step may return here, or to where one of these was interrupted: then it ends.
         nobody: Any = NotOurs()
-        self._replies.disown(nobody)
-        self._recent.disown(nobody)
+        if not again:
+            self._replies.disown(nobody)
+            self._recent.disown(nobody)
         self._end = self._replies = self._recent = nobody
         self._output = None
 
