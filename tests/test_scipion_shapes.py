@@ -43,8 +43,15 @@ def outcomes(kind, folder, names):
 
 @pytest.fixture(scope="module")
 def threads(tmp_path_factory):
-    """What ThreadStepExecutor makes of all runs."""
+    """What ThreadStepExecutor makes of all runs. Its threads share a cursor of SQLite: where the machine is busy, now
+    and then "Recursive use of cursors not allowed" ends one of them, and then there is nothing to compare with."""
     require_pyworkflow()
+    for _ in range(2):
+        try:
+            return outcomes("threads", tmp_path_factory.mktemp("threads"), list(scipion_run.RUNS))[0]
+        except AssertionError as error:
+            if "Recursive use of cursors" not in str(error):
+                raise
     return outcomes("threads", tmp_path_factory.mktemp("threads"), list(scipion_run.RUNS))[0]
 
 
