@@ -33,10 +33,13 @@ class VirtualWorker:
 
 
 class VirtualEngine:
-    """`spent`: seconds in which the coordinator did not wait; `turns`: how often it did. `waited`: in here."""
+    """`step_seconds`: what a step takes, for all engines that are made from then on. `spent`: seconds in which the
+    coordinator of the last one did not wait; `turns`: how often it did."""
 
     by_value, across, elsewhere = True, True, False
-    step_seconds = 0.0  # set for all engines that are made from then on
+    step_seconds = 0.0
+    spent = 0.0
+    turns = 0
 
     def __init__(self, workers: int, setup: Any, *_: Any, **__: Any) -> None:
         self._setup = setup
@@ -47,9 +50,6 @@ class VirtualEngine:
         self._in_here = 0.0
         self._happened: List[Happening] = []
         VirtualEngine.spent, VirtualEngine.turns = 0.0, 0
-
-    spent = 0.0
-    turns = 0
 
     def prepare(self) -> None:
         """There is nothing to prepare."""

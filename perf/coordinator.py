@@ -10,7 +10,7 @@ The workers are virtual: their steps take 100 µs of a time that is not this mac
 cores, and nothing disturbs the coordinator's caches or takes its core. In the time: all that it does from the first
 reply to the last (merging, journal, statuses, scheduling, messages), and nothing of waiting, waking and rings. So it is
 less than what the coordinator costs beside real workers, and it tells two versions apart on a machine that is not
-quiet: look at the fastest run. There are no peers.
+quiet: look at the fastest run. There are no peers, so that `--systems` and `--workers` do not matter here.
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ class ScriptedEngine:
     def revoke(self, worker: int) -> None:
         self.said.append(("revoke", worker))
 
+    def kill(self, worker: int, number: int) -> None:
+        self.said.append(("kill", worker))
+
     def wake(self) -> None:
         """Nobody sleeps."""
 
@@ -140,6 +143,17 @@ def test_a_death_comes_after_what_the_dead_had_finished() -> None:
     assert "send" not in names
     assert ("returned", tuple(rest)) in said
     run.coordinator.scheduler.check_invariants()
+
+
+def test_a_step_that_has_ended_just_in_time_does_not_go_back_with_its_worker() -> None:
+    """The signal is on its way to the worker, which is given up; the step that it was for has finished."""
+    run = Run(20)
+    run.turn(WorkerUp(1, 1001))
+    run.coordinator._condemned[1] = wire.Failure("timeout", "StepTimeout", "too late")
+    said = run.turn(finished(1, 1))
+    assert [s for s in said if s[0] in ("kill", "closed")] == [("closed", (1,)), ("kill", 1)]
+    assert not [s for s in said if s[0] == "returned" and 1 in s[1]]
+    assert not [s for s in said if s[0] == "send"]
 
 
 def test_what_a_step_asks_is_answered_when_all_that_has_finished_is_known() -> None:

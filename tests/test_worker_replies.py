@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-from typing import Any, Callable, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
+from engine_driver import with_path
 
 from mpsteps import _worker_replies
-from mpsteps._ipc import shm, wire
+from mpsteps._ipc import wire
+from mpsteps._ipc.lane import Board, Lane
+from mpsteps._worker import Worker
 from mpsteps._worker_replies import FLUSH_SECONDS, PUT_SECONDS, WorkerReplies
 
 
@@ -188,6 +193,63 @@ def _interrupted(clock: Clock, at: int) -> bool:
     return seen >= at
 
 
-def test_the_machine_says_what_it_is() -> None:
-    """The tests above set what this module takes for granted."""
-    assert _worker_replies.ORDERED is shm.ORDERED
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """On a lane of its own, in this process."""
+    lane, board = Lane.create(), Board.create()
+    worker = Worker(lane.worker_side(board))
+    yield worker
+    for fd in worker._surroundings._spare:  # a worker keeps them until its process ends
+        os.close(fd)
+    lane.close()
+    board.close()
+
+
+def test_what_is_logged_in_the_middle_of_a_reply_waits(worker: Worker) -> None:
+    """The handler of its logger keeps it, and tries again."""
+    worker._replies.busy = True
+    assert not worker._send_records([])
+    worker._replies.busy = False
+    assert worker._send_records([])
+
+
+def test_what_waits_is_told_before_the_worker_sleeps(worker: Worker) -> None:
+    """Nobody knows when the next step comes."""
+    order: List[str] = []
+
+    class Waiting:
+        def flush_waiting(self) -> None:
+            order.append("records")
+
+    worker._relay = Waiting()  # type: ignore[assignment]
+    flush = worker._replies.flush
+    worker._replies.flush = lambda: (order.append("replies"), flush())[1]  # type: ignore[method-assign]
+    worker._leaving = True
+    assert worker.run() == 0
+    assert order == ["records", "replies"]
+
+
+def test_a_fork_of_a_fork_goes_on(worker: Worker) -> None:
+    """As daemons are made: what the first one has given up is not asked of again."""
+    ended = subprocess.run([sys.executable, "-c", FORKS_TWICE], env=with_path(), timeout=60, check=True,
+                           stdout=subprocess.PIPE)  # fmt: skip
+    assert ended.stdout == b"goes on"
+    assert not worker.turns.forked
+
+
+FORKS_TWICE = """
+import os
+from mpsteps import _worker
+from mpsteps._ipc.lane import Board, Lane
+board = Board.create()
+worker = _worker.Worker(Lane.create().worker_side(board))
+os.register_at_fork(after_in_child=worker.forked)
+if os.fork():
+    os.wait()
+elif os.fork():
+    os.wait()
+    os._exit(0)
+else:
+    os.write(1, b"goes on")
+    os._exit(0)
+"""
