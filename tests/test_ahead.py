@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Any, Deque, Dict, List, Set
+from typing import Any, Deque, Dict, List, Set, Tuple
 
 import pytest
 
@@ -148,14 +148,19 @@ def test_a_stencil_is_shared_evenly_without_an_answer() -> None:
         done.update(lanes[w].popleft() for w in ready)
 
 
-def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
-    """There was no room for the step at first, and by now one of the two may be anywhere."""
+def ahead_of(last: int, prerequisites: Tuple[int, ...], across: bool = False) -> Ahead:
+    """Of a graph in which only the last step waits."""
     register, graph = Register(), Graph()
-    for step in (1, 2, 3):
+    for step in range(1, last + 1):
         register.add(step, False, "f", PLAIN)
         graph.grow(step)
-    graph.link(3, (1, 2))
-    ahead = Ahead(register, graph, across=True)
+    graph.link(last, prerequisites)
+    return Ahead(register, graph, across)
+
+
+def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
+    """There was no room for the step at first, and by now one of the two may be anywhere."""
+    ahead = ahead_of(3, (1, 2), across=True)
     ahead.follow(7, 1, 2, 0.1)
     assert ahead.take_joint() is None
     ahead.follow(8, 2, 2, 0.2)
@@ -172,12 +177,7 @@ def test_steps_do_not_follow_what_has_left_its_lane_across() -> None:
 def test_a_step_is_sent_ahead_once_though_it_was_enabled_twice() -> None:
     """Its prerequisite went to this lane, was given back, and came again, while there was no room for the step. Its
     status only changes when the round is over."""
-    register, graph = Register(), Graph()
-    for step in (1, 2):
-        register.add(step, False, "f", PLAIN)
-        graph.grow(step)
-    graph.link(2, (1,))
-    ahead = Ahead(register, graph)
+    ahead = ahead_of(2, (1,))
     ahead.follow(7, 1, 2, 0.1)
     ahead.answered((1,))
     ahead.follow(7, 1, 2, 0.1)
@@ -227,12 +227,7 @@ def test_a_step_that_comes_back_late_is_skipped_for_one_that_failed_elsewhere() 
 
 def test_what_has_left_its_lane_enables_nobody_there() -> None:
     """There was no room for the step behind it at first, and by now it may be anywhere."""
-    register, graph = Register(), Graph()
-    for step in (1, 2):
-        register.add(step, False, "f", PLAIN)
-        graph.grow(step)
-    graph.link(2, (1,))
-    ahead = Ahead(register, graph)
+    ahead = ahead_of(2, (1,))
 
     ahead.follow(7, 1, 1, 0.0)
     assert ahead.take(7) == (2, 1)
